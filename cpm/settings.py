@@ -38,14 +38,14 @@ class ListenSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """The addresses at which operators and nodes reach the manager."""
 
     socket: str = "/run/virt-ports/cpmd.sock"
-    """Unix socket for ``virt-ports`` and for a natd on the same machine. Whoever can open it (mode 0660) may ask;
-    changes are for root, cpmd's own user and members of ``admin_group``, sessions of nodes for root."""
+    """Unix socket for ``virt-ports`` and for a natd on the same machine. Anybody who can open it (mode 0660) may read.
+    Changes are for root, cpmd's own user and members of ``admin_group``, sessions of nodes for root."""
     read_socket: str = ""
-    """Another one, on which nobody may change anything, for programs that only ask; empty: none."""
+    """A second socket, on which nobody may change anything, for programs that only read; empty: none."""
     admin_group: str = ""
     """Group whose members may change something; empty: only root."""
     address: str | None = None
-    """``IP:PORT`` for nodes on other machines, always TLS with client certificates; None: only the socket."""
+    """``IP:PORT`` for nodes on other machines, always TLS with client certificates. If not set, only the sockets."""
     certificate: str | None = None
     """PEM file: the manager's certificate, its name or address as SAN."""
     key: str | None = None
@@ -66,8 +66,8 @@ class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """How long the ledger keeps the journal."""
 
     keep_days: Annotated[int, Meta(ge=0, le=36500)] = 400
-    """Days for which ``whois``, ``history`` and ``events`` know everything; 0: for ever. What is older is exported to
-    files before it is deleted. Set it to what the law asks of you, if you may have to answer from the ledger itself."""
+    """Days for which ``whois``, ``history`` and ``events`` know everything; 0: for ever. Older entries are exported to
+    files before they are deleted. If you have to answer for a certain time by law, set it to at least that."""
     export: str = ""
     """Folder of the files with older entries, which nothing deletes; empty: ``journal`` beside the ledger."""
 
@@ -86,23 +86,23 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[int, Meta(ge=1, le=MAXIMUM_WEIGHT)] = 100
     """A VM's share, relative to other VMs, of the ports above the floors when ports are short."""
     start_reserve: Annotated[float, Meta(ge=0, le=0.5)] = 0.03
-    """Share of the pool that growth never gets, so that VMs can start whatever the others keep alive."""
+    """Share of the pool that growth never gets, so that VMs can start."""
     hold_down_s: _Seconds = 120.0
     """Seconds between the end of a range and its next owner. 120 is RFC 6888 REQ-8; lower it only in tests: a peer
     may still be sending to the old owner."""
     drain_limit_s: _Positive | None = None
     """Seconds after which a draining range is withdrawn although connections use it, while another VM lacks ports; each
-    time the journal has an event ``cut``. None: never. This is the only setting that cuts connections."""
+    time the journal has an event ``cut``. If not set, never. This is the only setting that cuts connections."""
     connections: _Count = 65536
     """Connections that a VM may have at once (RFC 6888 REQ-4). Twice the ports of the largest range; four such VMs fill
     the connection table of a usual host. No VM gets less than its equal part of half of that table."""
     connections_floor: _Count = 1024
-    """The least that a VM's wish may say: a VM cannot be cut off by a slip."""
+    """The least that a VM's wish may say: a VM cannot be cut off by a typing error."""
     connections_cap: _Count = 1_048_576
     """The most that a VM's wish may say."""
     connection_rate: _Count = 1000
-    """Connections that a VM may begin in a second, once it has begun twenty seconds' worth of them without a
-    pause. At this rate a VM has used up its connections in a minute."""
+    """Connections that a VM may begin in a second; a burst may have twenty times as many. At this rate a VM reaches
+    its limit of ``connections`` in a minute."""
     connection_rate_floor: _Count = 20
     """The least that a VM's wish may say."""
     connection_rate_cap: _Count = 100_000
@@ -111,7 +111,8 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Who reaches a VM's sockets from outside (RFC 4787, section 5): ``address-and-port-dependent``: those to whom the
     socket has sent; ``endpoint-independent``, also called *full cone*: anybody, while the socket has its port."""
     compact_s: _Positive = 30.0
-    """Seconds between two searches for ranges to move so that free runs join; one at a time on each address."""
+    """Seconds between two searches for ranges to move, so that short free runs become a long one. On each address one
+    range is moved at a time."""
     internal: IPv4Network = IPv4Network("100.64.0.0/10")
     """Addresses between hosts and edges, one per VM (RFC 6598). Must not be routed elsewhere in your network."""
     pairing: str = "preferred"
@@ -121,7 +122,7 @@ class PoolSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GuardTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """The guards that limit the policy (:class:`cpm.core.sizing.GuardSettings`); each can be switched off."""
+    """The guards that limit what the policy proposes; each can be switched off."""
 
     floor: bool = True
     """Never below the VM's floor."""
@@ -159,9 +160,10 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
     policy: str = default_policy()
-    """Policy of VMs without a wish for one: a name in :mod:`cpm.core.sizing.policies`."""
+    """Policy of VMs without a wish for one: ``specification``, ``occupancy``, ``predictive`` or ``grow-only``; see
+    ``virt-ports set --help``."""
     literal: bool = False
-    """True: the policy to the letter, all guards off."""
+    """True: follow the policy to the letter, with all guards off."""
     guards: GuardTable = GuardTable()
 
     def guard_settings(self) -> GuardSettings:
@@ -213,7 +215,8 @@ class MetricsSettings(MetricsListen, frozen=True, forbid_unknown_fields=True):
     """Metrics for Prometheus."""
 
     per_vm: bool = True
-    """Whether there are metrics of single VMs, about ten for each; False: only of nodes, addresses and the site."""
+    """Whether there are metrics of single VMs, eight for each and more for one that changed; false: only those of
+    nodes, addresses and the site."""
 
 
 class PageSettings(Listen, frozen=True, forbid_unknown_fields=True):

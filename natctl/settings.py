@@ -52,7 +52,7 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     bridges: frozenset[str] = frozenset()
     """Only VMs with an interface on one of these bridges are managed; empty: on any bridge."""
     mark_mask: int = 0x7FFF0000
-    """Contiguous bits of the packet mark for our use; natd leaves all other bits as they are."""
+    """Contiguous bits of the packet mark that virt-ports uses, by default 0x7fff0000; natd leaves all others alone."""
     exempt: tuple[IPv4Network, ...] = entries.DEFAULT_EXEMPT
     """Destinations that are neither translated nor sent to the edges (RFC 6888 REQ-6)."""
     route_table: int = 7414
@@ -73,7 +73,7 @@ class HostTable(Struct, frozen=True, forbid_unknown_fields=True):
     routing rule is needed. ``auto``: where nothing speaks against it; `virt-ports node show` says where the rule is
     needed, and why. ``off``: nftables and the rule do all; without rules packets may leave untranslated."""
     libvirt: str | None = "qemu:///system"
-    """URI of the libvirt to watch; None or an empty string: VMs are known from hooks and taps only."""
+    """URI of the libvirt to watch; empty: VMs are known from hooks and taps only."""
 
 
 class EdgeTable(Struct, frozen=True, forbid_unknown_fields=True):

@@ -429,7 +429,7 @@ class NodeEventView(Struct, frozen=True):
     node: NodeName
     event: str
     """``approved``, ``revoked``, ``removed`` (by an operator), ``in-service`` or ``out-of-service`` (an edge: whether
-    hosts send packets to it), ``fenced``, ``unfenced``, ``silent`` (it is connected, and has stopped to report),
+    hosts send packets to it), ``fenced``, ``unfenced``, ``silent`` (it is connected, and has stopped reporting),
     ``reporting`` (again)."""
     why: str
     """Empty: there is no more to say."""

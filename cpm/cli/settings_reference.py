@@ -77,10 +77,15 @@ def _tables(kind: type[Struct], path: str) -> Iterator[Table]:
         if (table := _table_of(hint)) is not None:
             inner.append((f"{path}.{field.encode_name}".lstrip("."), table))
         else:
-            keys.append(Key(field.encode_name, type_name(hint), _default(field), _plain(known.get(field.name, ""))))
+            keys.append(Key(field.encode_name, _kind(hint), _default(field), _plain(known.get(field.name, ""))))
     yield Table(path, _plain(kind.__doc__ or "") if path else "", tuple(keys))
     for name, table in inner:
         yield from _tables(table, name)
+
+
+def _kind(hint: Any) -> str:
+    """Return what may be written. TOML has no null: a key that may have none is left out."""
+    return type_name(hint).removesuffix(" or null")
 
 
 def _table_of(hint: Any) -> type[Struct] | None:
@@ -102,7 +107,7 @@ def _default(field: Any) -> str:
         return "required"
     value = sorted(value) if isinstance(value, frozenset) else value
     if value is None or value is msgspec.UNSET:
-        return "no default"
+        return "not set"
     return f"default {json.dumps(msgspec.to_builtins(value, enc_hook=str))}"
 
 

@@ -126,7 +126,7 @@ class NodeEvent(enum.StrEnum):
     UNFENCED = "unfenced"
     """That is no longer so."""
     SILENT = "silent"
-    """It is connected, and has stopped to report."""
+    """It is connected, and has stopped reporting."""
     REPORTING = "reporting"
     """It reports again."""
 

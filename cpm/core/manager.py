@@ -118,7 +118,7 @@ class Manager:
         self.fleet.doubt = self._doubt
         self.sessions: dict[NodeName, NodeSync] = {}
         self.silence = Silence(self.fleet, self.sessions, now)
-        """Connected nodes that have stopped to report."""
+        """Connected nodes that have stopped reporting."""
         self.running = RunningVMs(self.fleet.changed)
         self.claims = Claims()
         """What other hosts say of VMs that run."""

@@ -1,5 +1,5 @@
 """
-Connected nodes that have stopped to report: their natd is frozen, or cannot measure. Pure.
+Connected nodes that have stopped reporting: their natd is frozen, or cannot measure. Pure.
 
 What they have confirmed stays true, and their kernels go on, so nothing follows from it but that people are told. A
 session whose node answers nothing at all ends after a while; that is a node that is away.

@@ -52,28 +52,28 @@ _WARNING: Final = Severity.WARNING
 JOURNAL: Final = (
     EventKind("reserved", "The VM gets these ports; no host uses them yet."),
     EventKind("active", "Its host uses them for new connections."),
-    EventKind("draining", "They are for the connections that they still have, and for no new ones."),
-    EventKind("held", "No connection is left on them; nobody gets them before the hold-down has passed."),
-    EventKind("resized", "The range has other bounds: these."),
+    EventKind("draining", "Only connections that are open use them; new ones get other ports."),
+    EventKind("held", "No connection is left on them; no other VM gets them before the hold-down has passed."),
+    EventKind("resized", "The range has these bounds now."),
     EventKind("trimmed", "The range gave up these ports."),
     EventKind("merged", "Another range of the VM took these ports over; its own entry follows."),
-    EventKind("freed", "They are nobody's: any VM may get them."),
+    EventKind("freed", "They are free: any VM may get them."),
     EventKind("moved", "Another host uses them: the VM was migrated."),
     EventKind("updated", "The VM has another name or internal address."),
     EventKind(
         "exhausted", "The VM is at its cap with every port in use: new connections get an ICMP error. Raise its cap if "
         "it should have more.", _WARNING, is_notice=True,
     ),
-    EventKind("recovered", "For a minute the VM was not exhausted any more.", is_notice=True),
+    EventKind("recovered", "The VM has had free ports for a minute.", is_notice=True),
     EventKind(
         "short", "The VM should have more ports, and the pool has none. Add an address.", _WARNING, is_notice=True
     ),
-    EventKind("supplied", "For a minute the VM was not short of ports any more.", is_notice=True),
+    EventKind("supplied", "The VM has lacked no ports for a minute.", is_notice=True),
     EventKind(
         "limited", "The VM has as many connections as it may have, or begins too many in a second: packets of new ones "
         "are dropped. Raise its limits if it should have more.", _WARNING, is_notice=True,
     ),
-    EventKind("within limits", "For a minute the VM did not meet its limits any more.", is_notice=True),
+    EventKind("within limits", "The VM has stayed within its limits for a minute.", is_notice=True),
     EventKind(
         "claimed", "Another host says that it runs this VM, too; its ports stay where they are. Stop one of the two.",
         _WARNING, is_notice=True,
@@ -91,7 +91,7 @@ JOURNAL: Final = (
         is_notice=True,
     ),
     EventKind(
-        CLOCK_SET, "Somebody set the manager's wall clock, by which the journal tells times. It is about no VM.",
+        CLOCK_SET, "Somebody set the manager's wall clock, which gives the journal its times. It concerns no VM.",
         _WARNING, is_notice=True,
     ),
 )  # fmt: skip
@@ -99,13 +99,13 @@ JOURNAL: Final = (
 
 NODES: Final = (
     EventKind("approved", "An operator said what this node may be."),
-    EventKind("revoked", "An operator took that back: its session ends, and it gets no other.", _WARNING),
-    EventKind("removed", "An operator had the manager forget it."),
+    EventKind("revoked", "An operator withdrew the approval: its session ends, and it gets no other.", _WARNING),
+    EventKind("removed", "An operator removed it from the manager."),
     EventKind("in-service", "Hosts send packets to this edge."),
     EventKind("out-of-service", "Hosts send no packets to this edge any more.", _WARNING),
-    EventKind("fenced", "An operator vouches that it forwards nothing: its ports are given on.", _WARNING),
-    EventKind("unfenced", "That is no longer so: its confirmations count again."),
-    EventKind("silent", "It is connected, and has stopped to report.", _WARNING),
+    EventKind("fenced", "An operator confirmed that it forwards nothing: its ports go to other VMs.", _WARNING),
+    EventKind("unfenced", "The fence ended: its confirmations count again."),
+    EventKind("silent", "It is connected, but has stopped reporting.", _WARNING),
     EventKind("reporting", "It reports again."),
 )
 """Those of the record of nodes."""

@@ -96,7 +96,9 @@ OWN: Final = _gauge("external_own_ports", "Ports that edges use themselves.", ("
 CONNECTED: Final = _gauge("node_connected", "1 while a node has a session.", ("node",), _A_NODE)
 SYNCED: Final = _gauge("node_synced", "1 when it has confirmed everything it was sent.", ("node",), _A_NODE)
 IN_SERVICE: Final = _gauge("node_in_service", "1 while hosts send packets to an edge.", ("node",), "1 an edge")
-FENCED: Final = _gauge("node_fenced", "1 while the operator vouches that it forwards nothing.", ("node",), _A_NODE)
+FENCED: Final = _gauge(
+    "node_fenced", "1 while the operator has confirmed that it forwards nothing.", ("node",), _A_NODE
+)
 BEHIND: Final = _gauge(
     "node_behind_seconds", "Seconds since which a node is away or has not confirmed something.", ("node",), _A_NODE
 )

@@ -16,13 +16,14 @@ class Listen(Struct, frozen=True, forbid_unknown_fields=True):
     """Where a daemon serves what may be read. Names of VMs are in it: anyone who reaches the address may read them."""
 
     address: str | None = None
-    """``IP:PORT``, reads only, for example ``127.0.0.1:9417`` for Prometheus; None: nowhere."""
+    """``IP:PORT`` to listen on, for reading only: usually port 9417 for metrics of cpmd, 9418 for those of natd, 7480
+    for the page. If not set, nowhere."""
     certificate: str | None = None
     """PEM file: with it and ``key`` the address speaks HTTPS."""
     key: str | None = None
     """PEM file: its private key."""
     client_ca: str | None = None
-    """PEM file: only clients with a certificate of this CA may read; None: everybody. As ``client_ca_file`` and
+    """PEM file: only clients with a certificate of this CA may read. If not set, everybody. As ``client_ca_file`` and
     ``client_auth_type: RequireAndVerifyClientCert`` of Prometheus' own exporters."""
 
     def check(self, file: str, table: str = "metrics") -> None:
@@ -46,7 +47,7 @@ class MetricsListen(Listen, frozen=True, forbid_unknown_fields=True):
 
     token_file: str | None = None
     """A file with a token that a reader has to show (``Authorization: Bearer``), as Prometheus' ``authorization`` with
-    ``credentials_file`` does; read for each scrape, so that it can be renewed. None: no token is asked for."""
+    ``credentials_file`` does; read for each scrape, so that it can be renewed. If not set, no token is asked for."""
 
     def check(self, file: str, table: str = "metrics") -> None:
         """:raise ConfigError: As that of :class:`Listen`, and when the path of the token is none."""

@@ -1,4 +1,4 @@
-"""A node that is connected and has stopped to report is named, with an event."""
+"""A node that is connected and has stopped reporting is named, with an event."""
 
 from __future__ import annotations
 
