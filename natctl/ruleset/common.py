@@ -17,11 +17,13 @@ from natctl.ruleset.expressions import (
     FIRST,
     bitwise,
     compare,
+    destination_kind,
     map_lookup,
     meta,
     native_u32,
     payload,
     set_lookup,
+    source_kind,
     verdict,
 )
 from natctl.ruleset.marks import Marks
@@ -69,6 +71,9 @@ def typeof_half(of: int) -> Field:
 ERRORS: Final[Place] = (Family.IPV4, "errors")
 """The types of ICMP messages that quote a packet; both roles use this set."""
 ERROR_TYPES: Final = SetSpec("errors", (TYPEOF_OCTET,))
+
+LOCAL: Final = native_u32(2)
+"""``RTN_LOCAL``: an address of this machine."""
 
 PREROUTING: Final = 0
 OUTPUT: Final = 3
@@ -177,6 +182,18 @@ def in_network(offset: int, network: IPv4Network, *, negated: bool = False) -> t
     comparison = "!=" if negated else "=="
     mask, first = network.netmask.packed, network.network_address.packed
     return payload(1, offset, 4), bitwise(mask), compare(first, comparison)
+
+
+@functools.cache
+def is_not_here() -> tuple[Expression, ...]:
+    """``fib daddr type != local``: the packet is not for this machine."""
+    return destination_kind(), compare(LOCAL, "!=")
+
+
+@functools.cache
+def is_not_from_here() -> tuple[Expression, ...]:
+    """``fib saddr type != local``: the packet's source is no address of this machine."""
+    return source_kind(), compare(LOCAL, "!=")
 
 
 def pool_of(path: Path | None) -> IPv4Network:

@@ -98,7 +98,6 @@ Tested in ``tests/unit/natctl/ruleset/test_ruleset.py``.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -110,6 +109,7 @@ from natctl.ruleset.common import (
     ADDRESS,
     ERROR_TYPES,
     ERRORS,
+    LOCAL,
     POSTROUTING,
     PREROUTING,
     PROTOCOL,
@@ -117,6 +117,8 @@ from natctl.ruleset.common import (
     address_in,
     filtering,
     in_network,
+    is_not_from_here,
+    is_not_here,
     is_ported,
     number_elements,
     pool_of,
@@ -138,10 +140,8 @@ from natctl.ruleset.expressions import (
     intercept,
     map_lookup,
     meta,
-    native_u32,
     notrack,
     payload,
-    source_kind,
     verdict,
     verdict_lookup,
     write_address,
@@ -183,8 +183,6 @@ _FROM_OUTSIDE = "from-outside"
 _OF_VM = "of-vm"
 _OF_OTHERS = "of-others"
 _TO_HOSTS = "to-hosts"
-_LOCAL = native_u32(2)
-"""``RTN_LOCAL``: an address of this machine."""
 
 _SETS: Final = (
     SetSpec("locals", (ADDRESS,)),
@@ -262,7 +260,7 @@ def _is_elsewhere(pool: IPv4Network, *, is_host: bool, shares_pool: bool) -> tup
     if is_host:
         is_elsewhere += in_network(DESTINATION, pool, negated=True)
     if shares_pool:
-        is_elsewhere += _is_not_here()
+        is_elsewhere += is_not_here()
     return is_elsewhere
 
 
@@ -297,7 +295,7 @@ def _from_hosts(pool: IPv4Network, for_vms: tuple[Rule, ...], *, shares_pool: bo
         rule(jump("inward")),
         *for_vms,
         _unowned_port(),
-        rule(from_vm, _is_not_here() if shares_pool else (), notrack()),
+        rule(from_vm, is_not_here() if shares_pool else (), notrack()),
     )
     return Chain(_FROM_HOSTS, None, rules)
 
@@ -306,7 +304,7 @@ def _from_outside(settings: EdgeSettings, pool: IPv4Network, for_vms: tuple[Rule
     # Before it is translated, nothing from the internet is for an internal address; neighbours may have some.
     untranslated: tuple[Rule, ...] = ()
     if settings.forward is Forwarding.VMS and not shares_pool:
-        untranslated = (_not_a_vms(in_network(DESTINATION, pool), _is_not_here()),)
+        untranslated = (_not_a_vms(in_network(DESTINATION, pool), is_not_here()),)
     return Chain(_FROM_OUTSIDE, None, (*untranslated, rule(jump("inward")), *for_vms, _unowned_port()))
 
 
@@ -317,17 +315,12 @@ def _not_a_vms(*matches: Expression | tuple[Expression, ...]) -> Rule:
 def _for_vms(pool: IPv4Network, *, is_host: bool) -> tuple[Rule, ...]:
     here = rule(address_in(DESTINATION, "locals"), ACCEPT, comment="the host role of this machine tracks it")
     # What is for this machine itself is tracked as its owner has it, also where its address lies in the pool.
-    return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), _is_not_here(), notrack(), ACCEPT))
+    return (*((here,) if is_host else ()), rule(in_network(DESTINATION, pool), is_not_here(), notrack(), ACCEPT))
 
 
 def _unowned_port() -> Rule:
     why = "nobody's port: would loop between here and the router"
-    return rule(_to_pool(), _is_not_here(), counter(), DROP, comment=why, tag=NOBODYS_PORT)
-
-
-@functools.cache
-def _is_not_here() -> tuple[Expression, ...]:
-    return destination_kind(), compare(_LOCAL, "!=")
+    return rule(_to_pool(), is_not_here(), counter(), DROP, comment=why, tag=NOBODYS_PORT)
 
 
 def _to_pool() -> tuple[Expression, ...]:
@@ -359,7 +352,7 @@ def _of_vm(pool: IPv4Network) -> Chain:
     not_owned = "the VM does not hold this port here"
     rules = (
         rule(jump("outward")),
-        rule(in_network(SOURCE, pool), _is_not_from_here(), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
+        rule(in_network(SOURCE, pool), is_not_from_here(), counter(), DROP, comment=not_owned, tag=NOT_OWNED),
     )
     return Chain(_OF_VM, None, rules)
 
@@ -377,7 +370,7 @@ def _of_others(settings: EdgeSettings, pool: IPv4Network) -> Chain:
         *is_forwarded,
         *not_from_outside,
         *is_out,
-        *_is_not_from_here(),
+        *is_not_from_here(),
     )
     rules: tuple[Rule, ...] = (
         rule(protocol(icmp.NUMBER), jump("quoting"), comment=outward.UNDERWAY),
@@ -390,12 +383,6 @@ def _of_others(settings: EdgeSettings, pool: IPv4Network) -> Chain:
             *(_not_a_vms(through("iifname", name), untranslated) for name in sorted(settings.underlay)),
         )
     return Chain(_OF_OTHERS, None, rules)
-
-
-@functools.cache
-def _is_not_from_here() -> tuple[Expression, ...]:
-    """``fib saddr type != local``: nothing is dropped that this machine sends, which may have such an address."""
-    return source_kind(), compare(_LOCAL, "!=")
 
 
 def _inward() -> Chain:
@@ -414,7 +401,7 @@ def _inbound(external: IPv4Address, *, is_host: bool) -> tuple[Chain, Chain]:
         rule(protocol(icmp.NUMBER), goto(ICMP + name)),
     )
     of_icmp = (
-        rule(icmp.has_type("requests"), destination_kind(), compare(_LOCAL), RETURN, comment="for this machine"),
+        rule(icmp.has_type("requests"), destination_kind(), compare(LOCAL), RETURN, comment="for this machine"),
         rule(icmp.has_type("queries"), _number_in(4, ICMP + name), rewrite, done),
         rule(icmp.is_error(), icmp.quotes_ports(), _number_in(28, ICMP + name), *rewrite_both, done),
         rule(icmp.is_error(), icmp.quotes_query(), _number_in(32, ICMP + name), *rewrite_both, done),

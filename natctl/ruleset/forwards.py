@@ -58,33 +58,25 @@ from natctl.ruleset.common import (
     PREROUTING,
     PROTOCOL,
     address_in,
-    owner,
     port_word,
     protocol,
     rule,
 )
+from natctl.ruleset.connections import CONFIRMED, NEW, become_ours, forget_vm, has_state, has_status, limits
 from natctl.ruleset.expressions import (
     DESTINATION,
     NETWORK,
     SECOND,
     THIRD,
     TRANSPORT,
-    bitwise,
-    compare,
-    ct,
     map_lookup,
     meta,
     nat_to,
-    native_u32,
     payload,
-    set_ct,
-    set_lookup,
-    set_meta,
     verdict_lookup,
 )
 from natctl.ruleset.marks import Marks
 from natctl.ruleset.values import (
-    DROP,
     VM_CHAIN,
     Chain,
     Element,
@@ -107,8 +99,6 @@ _BEFORE_OTHERS: Final = -111
 Priority before ``dstnat``, where other software translates destinations, and before mappings of full cone: the first
 to do so decides, and the others are not asked.
 """
-_NEW, _CONFIRMED = 0x08, 0x08
-"""``ct state new``; IPS_CONFIRMED."""
 _KEY_BYTES, _TARGET_BYTES = 12, 8
 
 SETS: Final[dict[Place, SetSpec]] = {
@@ -116,8 +106,6 @@ SETS: Final[dict[Place, SetSpec]] = {
     FORWARD_PORTS: SetSpec("forward-ports", (PROTOCOL, ADDRESS, PORT), verdicts=True),
     FORWARDS: SetSpec("forwards", (PROTOCOL, ADDRESS, PORT), data=(ADDRESS, PORT)),
 }
-ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
-"""Elements without any VM."""
 
 
 def chains(marks: Marks, timeout_names: Iterable[str]) -> dict[Place, Chain]:
@@ -132,8 +120,7 @@ def chains(marks: Marks, timeout_names: Iterable[str]) -> dict[Place, Chain]:
 
 def begins() -> Rule:
     """Return the rule for a packet that begins a connection at a port of a forward."""
-    is_new = (ct("state"), bitwise(native_u32(_NEW)), compare(bytes(4), "!="))
-    return rule(is_new, *_destination(), verdict_lookup("forward-ports"), comment="a forward of a VM")
+    return rule(has_state(NEW), *_destination(), verdict_lookup("forward-ports"), comment="a forward of a VM")
 
 
 def vm_chain(name: str, index: int, marking: tuple[Expression, ...]) -> tuple[Place, Chain]:
@@ -209,14 +196,10 @@ def _destination() -> tuple[Expression, ...]:
 
 def _entering(marks: Marks, timeout_names: Iterable[str]) -> Chain:
     # A first packet that is sent again is still of a new connection.
-    is_confirmed = (ct("status"), bitwise(native_u32(_CONFIRMED)), compare(bytes(4), "!="))
-    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
-    too_many = "the VM has as many connections as it may have"
     rules = (
-        rule(is_confirmed, goto("entered"), comment="counted when it began"),
-        rule(owner(marks), set_lookup("rates"), DROP, comment="too many connections begin"),
-        rule(owner(marks), set_lookup("connections"), owner(marks), set_lookup("limited"), DROP, comment=too_many),
-        rule(remember, comment="the connection is ours"),
+        rule(has_status(CONFIRMED), goto("entered"), comment="counted when it began"),
+        *limits(marks),
+        become_ours(marks),
         *map(timeouts.rule_of, timeout_names),
         rule(goto("entered")),
     )
@@ -224,8 +207,7 @@ def _entering(marks: Marks, timeout_names: Iterable[str]) -> Chain:
 
 
 def _entered(marks: Marks) -> Chain:
-    forget = (meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
-    return Chain("entered", None, (rule(forget, comment="no packet to a VM is managed"),))
+    return Chain("entered", None, (rule(forget_vm(marks), comment="no packet to a VM is managed"),))
 
 
 def _forward() -> Chain:

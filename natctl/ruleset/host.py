@@ -160,6 +160,8 @@ from natctl.ruleset.common import (
     interface_elements,
     interfaces,
     is_managed,
+    is_not_from_here,
+    is_not_here,
     is_not_managed,
     network_elements,
     networks,
@@ -169,6 +171,21 @@ from natctl.ruleset.common import (
     rule,
     through,
     to_interface,
+)
+from natctl.ruleset.connections import (
+    CONFIRMED,
+    ESTABLISHED,
+    NEW,
+    RELATED,
+    REPLY,
+    SOURCE_TRANSLATED,
+    become_ours,
+    forget_vm,
+    has_direction,
+    has_state,
+    has_status,
+    is_ours,
+    limits,
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
@@ -184,8 +201,6 @@ from natctl.ruleset.expressions import (
     bitwise,
     compare,
     counter,
-    ct,
-    destination_kind,
     distinct_interface,
     extension_queue_to,
     log_to,
@@ -195,11 +210,9 @@ from natctl.ruleset.expressions import (
     payload,
     queue_to,
     refuse,
-    set_ct,
     set_lookup,
     set_meta,
     source_is_elsewhere,
-    source_kind,
     source_nat,
     verdict_lookup,
 )
@@ -226,7 +239,6 @@ from natctl.ruleset.values import (
     Chain,
     Element,
     Elements,
-    Expression,
     Family,
     Hook,
     Limit,
@@ -256,14 +268,7 @@ _PROHIBITED = 13
 """ICMP type 3 code 13: communication administratively prohibited (RFC 5508 REQ-8)."""
 _AFTER_MANGLE: Final = -140
 """Priority behind ``mangle``, where other software restores marks, and before destination NAT."""
-_LOCAL = native_u32(2)
-"""``RTN_LOCAL``: an address of this machine."""
 _FORGED_WORDS = "the source leads elsewhere"
-_RELATED = native_u32(4)
-_ESTABLISHED_OR_RELATED = native_u32(2 | 4)
-_NEW = native_u32(8)
-_CONFIRMED = native_u32(8)
-"""``ct status confirmed``: IPS_CONFIRMED."""
 
 
 def base(
@@ -310,25 +315,11 @@ def base(
         UPLINKS: interfaces("uplinks"),
         EXEMPT: networks("exempt"),
     }
-    elements: dict[Place, Elements] = {
-        TAPS: {},
-        GATEWAYS: by_identity(Element(address) for address in sorted(gateways)),
-        BINDINGS: {},
-        BUDGETS: {},
-        DEFERRED: {},
-        CAPPED: {},
-        REFUSED: {},
-        REFUSED_QUERIES: {},
-        RATES: {},
-        CONNECTIONS: {},
-        LIMITED: {},
-        ASKING: {},
-        ASKING_RATES: {},
-        UPLINKS: by_identity(interface_elements(settings.uplinks)),
-        EXEMPT: by_identity(network_elements(settings.exempt)),
-    }
     sets |= zones.SETS | older.SETS | mappings.SETS | forwards.SETS
-    elements |= zones.ELEMENTS | {older.OLDER: {}} | mappings.ELEMENTS | forwards.ELEMENTS
+    elements: dict[Place, Elements] = {place: {} for place in sets} | zones.ELEMENTS
+    elements[GATEWAYS] = by_identity(Element(address) for address in sorted(gateways))
+    elements[UPLINKS] = by_identity(interface_elements(settings.uplinks))
+    elements[EXEMPT] = by_identity(network_elements(settings.exempt))
     chains |= zones.chains(marks) | forwards.chains(marks, objects)
     return Ruleset(chains, sets, elements, ct_timeouts)
 
@@ -346,7 +337,7 @@ def _identify(marks: Marks) -> Chain:
     rules = (
         rule(to_bridge, from_tap, comment="to the bridge itself"),
         rule(to_gateway, from_tap, comment="to an interface above it"),
-        rule(is_managed(marks), is_bridged, _forget(marks), comment="marked at its tap, and not for this machine"),
+        rule(is_managed(marks), is_bridged, forget_vm(marks), comment="marked at its tap, and not for this machine"),
     )
     return Chain("identify", Hook("filter", PREROUTING, -300), rules)
 
@@ -356,13 +347,12 @@ def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chai
     not_from_hosts = (part for name in sorted(underlay) for part in through("iifname", name, negated=True))
     not_from_edges = (meta("iifname"), set_lookup("uplinks", negated=True))
     # This machine may have addresses of its own in the pool: what it sends to itself comes back from one of them.
-    is_not_from_here = (source_kind(), compare(_LOCAL, "!="))
     forged = (
         *in_network(SOURCE, pool),
         *not_from_edges,
         *not_from_hosts,
         *source_is_elsewhere(),
-        *is_not_from_here,
+        *is_not_from_here(),
     )
     rules = (
         rule(is_managed(marks), goto("outgoing")),
@@ -373,30 +363,24 @@ def _exemption(marks: Marks, pool: IPv4Network, underlay: Iterable[str]) -> Chai
 
 
 def _outgoing(marks: Marks) -> Chain:
-    forget = _forget(marks)
-    is_older = (ct("state"), bitwise(_ESTABLISHED_OR_RELATED), compare(bytes(4), "!="))
-    is_reply = (ct("direction"), compare(b"\1"))
+    forget, is_older = forget_vm(marks), has_state(ESTABLISHED | RELATED)
+    is_reply = has_direction(REPLY)
     asks = (*protocol(UDP), payload(TRANSPORT, 2, 2), compare(SERVER_PORT.to_bytes(2, "big")))
     rules = (
         rule(is_reply, goto("answers")),
-        rule(_is_of_ours(marks), RETURN, comment="decided when it began"),
+        rule(is_ours(marks), RETURN, comment="decided when it began"),
         rule(*asks, *owner(marks), set_lookup("asking"), jump("asks"), comment="PCP, NAT-PMP"),
         rule(address_in(DESTINATION, "exempt"), forget, RETURN, comment="not translated, not sent to edges"),
         rule(is_older, forget, RETURN, comment="older than our care: goes on as it went"),
-        rule(older.is_translated(), forget, RETURN, comment="translated by others before: goes on as it went"),
-        rule(_is_new(), source_is_elsewhere(), counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
-        rule(_is_new(), jump("newcomers")),
+        rule(has_status(SOURCE_TRANSLATED), forget, RETURN, comment="translated by others before: goes on as it went"),
+        rule(has_state(NEW), source_is_elsewhere(), counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
+        rule(has_state(NEW), jump("newcomers")),
     )
     return Chain("outgoing", None, rules)
 
 
 def _asks(marks: Marks, log_group: int) -> Chain:
-    elsewhere = (
-        payload(NETWORK, DESTINATION, 4),
-        compare(ANYCAST.packed, "!="),
-        destination_kind(),
-        compare(_LOCAL, "!="),
-    )
+    elsewhere = (payload(NETWORK, DESTINATION, 4), compare(ANYCAST.packed, "!="), *is_not_here())
     rules = (
         rule(elsewhere, RETURN, comment="a server somewhere else"),
         # What is mapped leads to the source: never past the bridge that the request came from.
@@ -409,27 +393,13 @@ def _asks(marks: Marks, log_group: int) -> Chain:
 
 def _answers(marks: Marks) -> Chain:
     # Other software may restore the packet's mark from the connection's; then it came through an uplink.
-    from_vm = (*_is_of_ours(marks), meta("iifname"), set_lookup("uplinks", negated=True))
+    from_vm = (*is_ours(marks), meta("iifname"), set_lookup("uplinks", negated=True))
     rules = (
         rule(from_vm, mappings.is_to_its_stranger(marks), RETURN, comment="to whom it let in"),
         rule(from_vm, counter(), DROP, comment=_FORGED_WORDS, tag=FORGED_SOURCE),
-        rule(_forget(marks), comment="no packet to a VM, and no answer of a VM, is managed"),
+        rule(forget_vm(marks), comment="no packet to a VM, and no answer of a VM, is managed"),
     )
     return Chain("answers", None, rules)
-
-
-def _is_of_ours(marks: Marks) -> tuple[Expression, ...]:
-    """``ct mark & FLAG == FLAG``: the connection is managed."""
-    return ct("mark"), bitwise(native_u32(marks.flag)), compare(native_u32(marks.flag))
-
-
-def _forget(marks: Marks) -> tuple[Expression, ...]:
-    """``meta mark set meta mark & ~MASK``"""
-    return meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark")
-
-
-def _is_new() -> tuple[Expression, ...]:
-    return ct("state"), bitwise(_NEW), compare(bytes(4), "!=")
 
 
 def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
@@ -437,14 +407,13 @@ def _newcomers(marks: Marks, settings: HostSettings) -> Chain:
     ported = (*owner(marks), meta("l4proto", SECOND), destination, payload(TRANSPORT, 2, 2, FOURTH))
     query = (*protocol(ICMP), *owner(marks), payload(NETWORK, DESTINATION, 4, SECOND))
     is_capped = (*owner(marks), set_lookup("capped"))
-    words, too_many = "no port is left for it", "the VM has as many connections as it may have"
+    words = "no port is left for it"
     rules = (
         rule(ported, set_lookup("refused", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         rule(query, set_lookup("refused-queries", FIRST), is_capped, refuse(_PROHIBITED), comment=words),
         # A connection that is not answered yet is still "new" for connection tracking, but has its port already.
-        rule(ct("status"), bitwise(_CONFIRMED), compare(bytes(4), "!="), RETURN, comment="counted when it began"),
-        rule(*owner(marks), set_lookup("rates"), DROP, comment="too many connections begin"),
-        rule(*owner(marks), set_lookup("connections"), *owner(marks), set_lookup("limited"), DROP, comment=too_many),
+        rule(has_status(CONFIRMED), RETURN, comment="counted when it began"),
+        *limits(marks),
         *_deferral(marks, settings),
     )
     return Chain("newcomers", None, rules)
@@ -466,11 +435,10 @@ def _translate(marks: Marks) -> Chain:
 
 
 def _begun(marks: Marks, names: Iterable[str], log_group: int) -> Chain:
-    remember = (ct("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), native_u32(marks.flag)), set_ct("mark"))
     spent = (*owner(marks), set_lookup("budgets"))
     own = (*owner(marks), map_lookup("bindings"), source_nat())
     rules = (
-        rule(remember, comment="the connection is ours"),
+        become_ours(marks),
         *map(timeouts.rule_of, names),
         zones.learn_origin(marks),
         rule(spent, log_to(log_group), comment="an arrival budget is used up"),
@@ -487,7 +455,7 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
         rule(is_not_managed(marks), RETURN),
         mappings.jump_to_learn(marks),
         # What may leave, not what may not: a packet that connection tracking calls invalid has no status.
-        rule(older.is_translated(), in_network(SOURCE, pool), vouch_for, RETURN),
+        rule(has_status(SOURCE_TRANSLATED), in_network(SOURCE, pool), vouch_for, RETURN),
         rule(mappings.is_answer_to_stranger(marks, pool), vouch_for, RETURN),
         older.find_stuck(),
         rule(counter(), DROP, comment="never leaves untranslated", tag=UNTRANSLATED),
@@ -497,9 +465,7 @@ def _guard(marks: Marks, pool: IPv4Network) -> Chain:
 
 def _errors(marks: Marks) -> Chain:
     flag = native_u32(marks.flag)
-    is_related = (ct("state"), bitwise(_RELATED), compare(bytes(4), "!="))
     manage = (meta("mark"), bitwise(native_u32(marks.flag ^ 0xFFFFFFFF), flag), set_meta("mark"))
-    own_errors = rule(
-        protocol(ICMP), is_related, _is_of_ours(marks), manage, comment="what we say about a VM's packet goes its way"
-    )
+    why = "what we say about a VM's packet goes its way"
+    own_errors = rule(protocol(ICMP), has_state(RELATED), is_ours(marks), manage, comment=why)
     return Chain("errors", Hook("route", OUTPUT, -150), (own_errors,))

@@ -86,7 +86,7 @@ from cpm.protocol.timeouts import Timeouts
 from natctl.model.entries import MOST_OFFERED, HostEntry
 from natctl.model.flow import TCP, UDP
 from natctl.model.port_use import VMPorts
-from natctl.ruleset import labels, older
+from natctl.ruleset import labels
 from natctl.ruleset.common import (
     ADDRESS,
     MARK,
@@ -96,10 +96,24 @@ from natctl.ruleset.common import (
     TYPEOF_MARK,
     TYPEOF_SOURCE,
     in_network,
+    is_not_here,
     owner,
     port_word,
     protocol,
     rule,
+)
+from natctl.ruleset.connections import (
+    CONFIRMED,
+    DESTINATION_TRANSLATED,
+    INVALID,
+    NEW,
+    ORIGINAL,
+    REPLY,
+    SOURCE_TRANSLATED,
+    has_direction,
+    has_state,
+    has_status,
+    is_ours,
 )
 from natctl.ruleset.expressions import (
     DESTINATION,
@@ -111,13 +125,10 @@ from natctl.ruleset.expressions import (
     SOURCE,
     THIRD,
     TRANSPORT,
-    bitwise,
     compare,
     counter,
-    ct,
     ct_address,
     ct_port,
-    destination_kind,
     leads_nowhere,
     map_lookup,
     meta,
@@ -136,7 +147,6 @@ from natctl.ruleset.values import (
     RETURN,
     Chain,
     Element,
-    Elements,
     Expression,
     Family,
     Field,
@@ -167,11 +177,6 @@ TOO_MANY_STRANGERS: Final = "too-many-strangers"
 """Name of the counter of packets for sockets of VMs to which too many connections from outside lead already."""
 
 _DNS_PORT = 53
-_ORIGINAL, _REPLY = 0, 1
-_LOCAL = native_u32(2)
-"""``RTN_LOCAL``"""
-_NEW, _CONFIRMED, _DESTINATION_TRANSLATED = 0x08, 0x08, 0x20
-"""A bit of ``ct state``; IPS_CONFIRMED, IPS_DST_NAT."""
 _HOUR_S: Final = 3600
 _PORT_KEY_BYTES: Final = 12
 
@@ -191,8 +196,6 @@ SETS: Final[dict[Place, SetSpec]] = {
     MAPPINGS: SetSpec("mappings", (ADDRESS, PROTOCOL, PORT), data=(ADDRESS, PORT), learning_s=120),
     SOCKETS: SetSpec("sockets", (MARK, ADDRESS, PORT), data=(ADDRESS, PORT), learning_s=120),
 }
-ELEMENTS: Final[dict[Place, Elements]] = {place: {} for place in SETS}
-"""Elements without any VM."""
 
 
 def chains(marks: Marks, pool: IPv4Network, path_timeouts: Timeouts, forwarded: Rule) -> dict[Place, Chain]:
@@ -215,25 +218,12 @@ def is_full_cone(marks: Marks) -> tuple[Expression, ...]:
 
 def is_to_its_stranger(marks: Marks) -> tuple[Expression, ...]:
     """``meta mark & MASK . ct original ip daddr @internals``: the packet's VM is the one that a stranger sent to."""
-    return *owner(marks), ct_address("destination", _ORIGINAL, SECOND), set_lookup("internals")
+    return *owner(marks), ct_address("destination", ORIGINAL, SECOND), set_lookup("internals")
 
 
 def is_answer_to_stranger(marks: Marks, pool: IPv4Network) -> tuple[Expression, ...]:
     """``ct direction reply ct status dnat ct mark & FLAG == FLAG ip saddr POOL``: what ``answers`` has let pass."""
-    flag = native_u32(marks.flag)
-    return (
-        ct("direction"),
-        compare(bytes((_REPLY,))),
-        *_has(ct("status"), _DESTINATION_TRANSLATED),
-        ct("mark"),
-        bitwise(flag),
-        compare(flag),
-        *in_network(SOURCE, pool),
-    )
-
-
-def _has(what: Expression, bits: int) -> tuple[Expression, ...]:
-    return what, bitwise(native_u32(bits)), compare(bytes(4), "!=")
+    return *has_direction(REPLY), *has_status(DESTINATION_TRANSLATED), *is_ours(marks), *in_network(SOURCE, pool)
 
 
 def _mapped(marks: Marks) -> Chain:
@@ -256,27 +246,27 @@ def _lives_ms(kind: int, timeouts: Timeouts) -> int:
 
 
 def _learning(marks: Marks, pool: IPv4Network, timeouts: Timeouts) -> Iterator[Chain]:
-    is_asked = (ct("direction"), compare(bytes((_ORIGINAL,))), *older.is_translated(), *in_network(SOURCE, pool))
+    is_asked = (*has_direction(ORIGINAL), *has_status(SOURCE_TRANSLATED), *in_network(SOURCE, pool))
     decide = (
         rule(is_asked, goto("learn-asked"), comment="translated by us"),
         rule(is_answer_to_stranger(marks, pool), goto("learn-answer")),
     )
-    to_name_server = (ct_port("destination", _ORIGINAL), compare(_DNS_PORT.to_bytes(2, "big")))
+    to_name_server = (ct_port("destination", ORIGINAL), compare(_DNS_PORT.to_bytes(2, "big")))
     no_question = rule(protocol(UDP), to_name_server, RETURN, comment="nobody else is to answer")
     yield Chain("learn", None, decide)
-    yield Chain("learn-asked", None, (no_question, *_learn(marks, _ORIGINAL, timeouts)))
-    yield Chain("learn-answer", None, tuple(_learn(marks, _REPLY, timeouts)))
+    yield Chain("learn-asked", None, (no_question, *_learn(marks, ORIGINAL, timeouts)))
+    yield Chain("learn-answer", None, tuple(_learn(marks, REPLY, timeouts)))
 
 
 def _learn(marks: Marks, direction: int, timeouts: Timeouts) -> Iterator[Rule]:
     """Yield the rules for packets of VMs in this direction: the socket is their source, the port is its translation."""
-    other = _REPLY if direction == _ORIGINAL else _ORIGINAL
+    other = REPLY if direction == ORIGINAL else ORIGINAL
     port = (ct_address("destination", other), meta("l4proto", SECOND), ct_port("destination", other, THIRD))
     socket = (*owner(marks), ct_address("source", direction, SECOND), ct_port("source", direction, THIRD))
     to_socket = (ct_address("source", direction, FIFTH), ct_port("source", direction, SIXTH))
     to_port = (ct_address("destination", other, FIFTH), ct_port("destination", other, SIXTH))
     # Strangers come by a mapping or by a forward, of which there must be none when it is removed.
-    known = (*port, set_lookup("open-ports", FIRST)) if direction == _REPLY else ()
+    known = (*port, set_lookup("open-ports", FIRST)) if direction == REPLY else ()
     for kind in (UDP, TCP):
         lives_ms = _lives_ms(kind, timeouts)
         steps: tuple[Expression, ...] = (
@@ -286,7 +276,7 @@ def _learn(marks: Marks, direction: int, timeouts: Timeouts) -> Iterator[Rule]:
         )
         if kind == UDP:
             steps += (*socket, *to_port, update_map("sockets", FIRST, FIFTH, lives_ms))
-        comment = "its mapping begins, or lives on" if direction == _ORIGINAL else "its mapping lives on"
+        comment = "its mapping begins, or lives on" if direction == ORIGINAL else "its mapping lives on"
         yield rule(protocol(kind), steps, comment=comment)
 
 
@@ -296,12 +286,11 @@ def _port() -> tuple[Expression, ...]:
 
 
 def _unasked(forwarded: Rule) -> Chain:
-    # To the kernel, a route to the machine itself leads nowhere, too.
-    is_not_here = (destination_kind(), compare(_LOCAL, "!="))
     rules = (
         forwarded,
-        rule(_has(ct("state"), _NEW), _port(), set_lookup("open-ports"), goto("admitted"), comment="to a mapping"),
-        rule(leads_nowhere(), is_not_here, counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
+        rule(has_state(NEW), _port(), set_lookup("open-ports"), goto("admitted"), comment="to a mapping"),
+        # To the kernel, a route to the machine itself leads nowhere, too.
+        rule(leads_nowhere(), is_not_here(), counter(), DROP, comment="no VM has asked for it", tag=UNSOLICITED),
     )
     return Chain("unasked", None, rules)
 
@@ -310,7 +299,7 @@ def _admitted() -> Chain:
     destination = payload(NETWORK, DESTINATION, 4)
     too_many = (destination, set_lookup("strangers"))
     rules = (
-        rule(_has(ct("status"), _CONFIRMED), RETURN, comment="counted when it began"),
+        rule(has_status(CONFIRMED), RETURN, comment="counted when it began"),
         rule(too_many, counter(), DROP, comment="too many strangers at once", tag=TOO_MANY_STRANGERS),
         rule(destination, verdict_lookup("strangers-of"), comment="within the limits of the VM"),
         rule(counter(), DROP, comment="of no VM that strangers may reach", tag=UNSOLICITED),
@@ -336,7 +325,7 @@ def jump_to_learn(marks: Marks) -> Rule:
 
 def is_unasked(pool: IPv4Network) -> tuple[Expression, ...]:
     """``ip daddr POOL ct state invalid,new``"""
-    return *in_network(DESTINATION, pool), *_has(ct("state"), _NEW | 1)
+    return *in_network(DESTINATION, pool), *has_state(NEW | INVALID)
 
 
 def ports_in(keys: Iterable[bytes]) -> dict[IPv4Address, VMPorts]:

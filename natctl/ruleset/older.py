@@ -39,9 +39,10 @@ from __future__ import annotations
 from typing import Final
 
 from natctl.ruleset.common import MARK, owner, rule
-from natctl.ruleset.expressions import FIRST, add_to_set, bitwise, compare, ct, ct_zone, log_to, native_u32
+from natctl.ruleset.connections import CONFIRMED, SEEN_REPLY, SOURCE_TRANSLATED, has_status
+from natctl.ruleset.expressions import FIRST, add_to_set, compare, ct_zone, log_to
 from natctl.ruleset.marks import Marks
-from natctl.ruleset.values import RETURN, Chain, Expression, Family, Place, Rule, SetSpec, jump
+from natctl.ruleset.values import RETURN, Chain, Family, Place, Rule, SetSpec, jump
 
 OLDER: Final[Place] = (Family.IPV4, "older")
 """Expiring, see :data:`~natctl.ruleset.values.EXPIRING`."""
@@ -51,34 +52,24 @@ IN_ZONE: Final = "zone"
 
 _REPORTS_PER_S: Final = 20
 _FORGET_S, _MOST_VMS = 60, 65536
-_SEEN_REPLY, _CONFIRMED, _SOURCE_TRANSLATED = 0x02, 0x08, 0x10
-"""IPS_SEEN_REPLY, IPS_CONFIRMED, IPS_SRC_NAT."""
+
 
 SETS: Final[dict[Place, SetSpec]] = {
     OLDER: SetSpec("older", (MARK,), learning_s=_FORGET_S, room=_MOST_VMS, per_s=_REPORTS_PER_S)
 }
 
 
-def is_translated() -> tuple[Expression, ...]:
-    """``ct status snat``: for a connection that is not ours, by somebody else."""
-    return _has_status(_SOURCE_TRANSLATED)
-
-
 def find_stuck() -> Rule:
     """Return the rule that finds, among the packets that ``guard`` drops, those which an older entry holds up."""
-    return rule(_has_status(_CONFIRMED), jump("stuck"), comment="began before our care")
+    return rule(has_status(CONFIRMED), jump("stuck"), comment="began before our care")
 
 
 def chain(marks: Marks, log_group: int) -> Chain:
     """Return the chain that reports them; natd finds the entry by the packet's headers and its zone."""
     pace = (*owner(marks), add_to_set("older", FIRST))
     rules = (
-        rule(_has_status(_SEEN_REPLY | _SOURCE_TRANSLATED), RETURN),
+        rule(has_status(SEEN_REPLY | SOURCE_TRANSLATED), RETURN),
         rule(ct_zone(), compare(bytes(2)), pace, log_to(log_group)),
         rule(ct_zone(), compare(bytes(2), "!="), pace, log_to(log_group, IN_ZONE)),
     )
     return Chain("stuck", None, rules)
-
-
-def _has_status(bits: int) -> tuple[Expression, ...]:
-    return ct("status"), bitwise(native_u32(bits)), compare(bytes(4), "!=")

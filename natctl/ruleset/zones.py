@@ -58,6 +58,7 @@ from natctl.ruleset.common import (
     rule,
     typeof_half,
 )
+from natctl.ruleset.connections import forget_vm
 from natctl.ruleset.expressions import (
     DESTINATION,
     FIRST,
@@ -68,7 +69,6 @@ from natctl.ruleset.expressions import (
     THIRD,
     TRANSPORT,
     add_to_map,
-    bitwise,
     compare,
     map_lookup,
     meta,
@@ -100,8 +100,8 @@ SETS: Final[dict[Place, SetSpec]] = {
     ),
     ERRORS: ERROR_TYPES,
 }
-ELEMENTS: Final[dict[Place, Elements]] = {ZONES: {}, ORIGINS: {}, ERRORS: number_elements(3, 4, 11, 12)}
-"""Elements without any VM."""
+ELEMENTS: Final[dict[Place, Elements]] = {ERRORS: number_elements(3, 4, 11, 12)}
+"""Elements without any VM, where there are some."""
 
 
 def chains(marks: Marks) -> dict[Place, Chain]:
@@ -138,12 +138,11 @@ def _zone(marks: Marks) -> Chain:
 
 def _quoted(marks: Marks) -> Chain:
     is_unmarked = (meta("mark"), compare(bytes(4)))
-    forget = (meta("mark"), bitwise(native_u32(marks.mask ^ 0xFFFFFFFF)), set_meta("mark"))
     # nft cannot list a lookup whose key is the result of another one: hence the mark in between.
     rules = (
         rule(protocol(ICMP), is_unmarked, jump("quoted-origin"), comment="an error of this host, perhaps"),
         rule(is_managed(marks), owner(marks), map_lookup("zones"), set_zone()),
-        rule(is_managed(marks), forget),
+        rule(is_managed(marks), forget_vm(marks)),
     )
     return Chain("quoted", filtering(OUTPUT, _BEFORE_TRACKING), rules)
 
