@@ -57,6 +57,10 @@ class Option(enum.IntEnum):
     PORT_SET = 130
 
 
+_ONCE: Final = frozenset({Option.THIRD_PARTY, Option.PREFER_FAILURE, Option.PORT_SET})
+"""Options of which there is one at most. How often another one may appear is for those to say who know it."""
+
+
 class Result(enum.IntEnum):
     """Result codes (section 7.4)."""
 
@@ -211,7 +215,7 @@ class _Options:
     def of(cls, opcode: Opcode, data: bytes, source: IPv4Address) -> _Options:
         options, filters, seen = cls(), 0, set[int]()
         for code, value in _each_option(data):
-            if code in seen and code != Option.FILTER:
+            if code in seen and code in _ONCE:
                 raise _Wrong(Result.MALFORMED_OPTION)
             seen.add(code)
             if code == Option.THIRD_PARTY:

@@ -49,7 +49,11 @@ States: starting (being programmed); active; resting (the VM does not run; its
 ports stay its own); leaving (removed, and its ports are not free yet). 'From'
 says who asked for it: 'set' (this command), 'metadata' (the domain's XML) or
 'pcp' (the guest). 'To' has the guest's address as it is known, and by what: a
-'lease' of libvirt's, the guest 'agent', or 'seen' on its bridge."""
+'lease' of libvirt's, the guest 'agent', or 'seen' on its bridge.
+
+If one is active and nothing arrives, run `virt-ports doctor` on the VM's host: it
+names filters of others that reject it, such as those of libvirt's NAT networks
+and Docker's, with the line that lets it pass."""
 
 _STATES = ("starting", "active", "resting", "leaving")
 _COLOURS = {
