@@ -25,8 +25,9 @@ _EXAMPLES = """\
 
 _ABOUT = """\
 A forward lets connections from outside in to a VM, on ports of an external
-address that are the VM's as long as the forward is there: while its range grows,
-shrinks or moves, and while it is stopped. The VM sees the client's address."""
+address. These ports stay the VM's until you remove the forward: while its range
+grows, shrinks or moves, and while the VM is stopped. The VM sees the client's
+address."""
 
 _ADD_ABOUT = """\
 PORT is the guest's port, or a range of them like 8000-8010. Without --port, free
@@ -36,8 +37,8 @@ one that its guest agent says, else the one that it is seen to use, and is
 followed when it changes; --to names another. It must be in a network of the VM's
 bridge, and not the host's own.
 
-What the VM has already is shown as it is. Who has a port that is not free, and
-until when, is said."""
+A forward that the VM has already stays as it is. If a port is not free, the
+error says who has it, and until when."""
 
 _REMOVE_ABOUT = """\
 PORT is the external port, or a range: all forwards within it are removed.

@@ -62,7 +62,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     option("--internal-pool", metavar="NETWORK",
            help="internal addresses of VMs (default: 100.64.0.0/10, or a part that is free here)")  # fmt: skip
     option("--forward", choices=("all", "vms"), default="all",
-           help="what an edge forwards besides; vms: nothing but VMs' packets (default: all)")  # fmt: skip
+           help="what an edge forwards: everything, or only VMs' packets (default: all)")  # fmt: skip
     option("--bindir", metavar="DIR", help="directory of cpmd and natd (default: that of this program)")
     option("--root", metavar="DIR", type=Path, default=Path("/"), help="install into an image mounted here")
     option("--dry-run", action="store_true", help="write nothing, print what would be done")

@@ -38,7 +38,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     verb.add_argument("address", metavar="ADDRESS", help="external IPv4 address")
     verb.add_argument("port", metavar="PORT", help="transport port, or ICMP echo identifier")
     verb.add_argument(
-        "--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="for your notes; a range is for all protocols"
+        "--protocol", choices=("tcp", "udp", "icmp", "sctp"), help="makes no difference: a range is for all protocols"
     )
     verb.add_argument("--at", metavar="TIME", help="when (default: now)")
 
