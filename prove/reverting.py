@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from cpm.core import membership
+from cpm.core import membership, restoring, twins
 from cpm.core.changes import PutNode
 from cpm.core.continuity import Continuity, RefusedNodes
 from cpm.core.manager import Manager
@@ -23,11 +23,14 @@ from cpm.core.restoring import Restoring
 from cpm.core.rollout import desired_state, steps
 from cpm.core.rollout.edge_service import EdgeService
 from cpm.core.rollout.steps import Rollout
+from cpm.core.twins import Twins
+from cpm.ledger import copies
 from cpm.protocol.messages import Welcome
 from cpm.protocol.model import AllocationState, Role
 from cpm.service import clock
 from cpm.serving.ledger_clock import LedgerClock
 from cpm.serving.node_sessions import NodeConnections, NodeSessions
+from natctl.core import domains
 from natctl.core.ended import Ended
 from natctl.core.following import Following
 from natctl.core.intent import Intent
@@ -420,3 +423,97 @@ def fenced_told_first() -> contextlib.AbstractContextManager[None]:
         return queue_updates
 
     return changed(Rollout, "_queue_updates", make)
+
+
+def former_life_adopted() -> contextlib.AbstractContextManager[None]:
+    """A VM that was restarted while natd was dead used ports of which the manager had been told that it is gone."""
+    make = lambda original: lambda self, entry, *, is_same_life: original(self, entry, is_same_life=True)  # noqa: E731
+    return changed(Intent, "adopt", make)
+
+
+def list_of_before() -> contextlib.AbstractContextManager[None]:
+    """A VM was taken for gone by a list that had been asked for at the moment at which it started."""
+
+    def make(original: Any) -> Any:
+        def has_ended(domain: Any, listing: Any) -> bool:
+            return bool(original(domain, listing)) or (domain.is_listed and listing.asked_at == domain.hook_at)
+
+        return has_ended
+
+    return changed(domains, "_has_ended", make)
+
+
+def fences_restored() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger believed a fence of before, and cut what VMs of a machine had open that had been back since."""
+    return nothing(copies, "_end_fences")
+
+
+def fenced_deltas_first() -> contextlib.AbstractContextManager[None]:
+    """A fenced edge was told of a range that the same decision took back, and the decision was refused."""
+
+    def make(original: Any) -> Any:
+        def queue_updates(self: Rollout, now: float) -> None:
+            original(self, now)
+            for name in [name for name, update in self._later.items() if not update.is_snapshot]:
+                self._queue_update(self._fleet.nodes[name], self._node_syncs[name], self._later.pop(name), now)
+
+        return queue_updates
+
+    return changed(Rollout, "_queue_updates", make)
+
+
+def fenced_while_restoring() -> contextlib.AbstractContextManager[None]:
+    """A host that was fenced while a restored ledger waited was served its VMs, which waited for ever."""
+
+    def make(original: Any) -> Any:
+        def end_restoring(self: Manager, *rest: Any) -> None:
+            detach = VMPresence.on_detach
+
+            def on_detach(presence: VMPresence, name: Any, *about: Any) -> None:
+                if not self.fleet.nodes[name].fenced:
+                    detach(presence, name, *about)
+
+            with changed(VMPresence, "on_detach", lambda _: on_detach):
+                original(self, *rest)
+
+        return end_restoring
+
+    def make_begin(original: Any) -> Any:
+        def begin_session(self: Manager, node: Any, *rest: Any) -> None:
+            original(self, dataclasses.replace(node, fenced=False), *rest)
+
+        return begin_session
+
+    return both(changed(Manager, "_end_restoring", make), changed(Manager, "_begin_session", make_begin))
+
+
+def fenced_destination() -> contextlib.AbstractContextManager[None]:
+    """A VM was handed to the host to which it migrated, although that was fenced: its ports waited there for ever."""
+
+    def make(original: Any) -> Any:
+        def fence(self: Manager, *rest: Any, fenced: bool) -> None:
+            with nothing(VMPresence, "forget_statements"):
+                original(self, *rest, fenced=fenced)
+
+        return fence
+
+    return changed(Manager, "fence", make)
+
+
+def twin_not_named() -> contextlib.AbstractContextManager[None]:
+    """A host that had not named its twin to this manager was told of a VM that it does not know, and cut the twin."""
+
+    def outward(self: Twins, node: Any, message: Any) -> Any:
+        return twins._renamed(message, self._common.get(node, {}))
+
+    return both(changed(Twins, "outward", lambda _: outward), nothing(Twins, "take_over"))
+
+
+def twin_not_restored() -> contextlib.AbstractContextManager[None]:
+    """A twin that a restored ledger did not have was taken for another claimant of its VM, and cut."""
+    return changed(Twins, "found_at_edges", lambda _: lambda self, hello, mapped: hello)
+
+
+def forward_before_ranges() -> contextlib.AbstractContextManager[None]:
+    """A restored ledger took in a forward that had ended before what edges map, and gave ports away that they map."""
+    return changed(restoring, "_is_elsewhere", lambda _: lambda forward, mapped: False)

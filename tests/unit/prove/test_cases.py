@@ -133,6 +133,12 @@ STORIES = {
         *(Event(Kind.MIGRATE, "host1", 1), Event(Kind.STOP, "host1", 1), Event(Kind.SETTLE)),
         late="edge2",
     ),
+    "a natd that begins without libvirt on a machine whose ruleset was flushed": story(
+        *(Event(Kind.LIBVIRT, "both1"), Event(Kind.START, "both1", 5), Event(Kind.SETTLE), Event(Kind.RESIZE, vm=5)),
+        *(Event(Kind.OPEN, vm=5), Event(Kind.KILL_NATD, "both1"), Event(Kind.FLUSH, "both1")),
+        Event(Kind.START_NATD, "both2"),
+        site="both",
+    ),
     "a host that hangs and is fenced while a restored ledger waits": story(
         *(Event(Kind.BREAK, "host2", n=4), Event(Kind.START, "host2", 2), Event(Kind.RESTORE, n=2)),
         *(Event(Kind.DELIVER_DOWN, "host2"), Event(Kind.CONNECT, "host1"), Event(Kind.DELIVER_UP, "host1")),
