@@ -34,6 +34,7 @@ from cpm.serving.node_sessions import NodeConnections, NodeSessions
 from cpm.serving.streams import ReportFollowers
 from prove import words
 from prove.judge import Judge, Violation
+from prove.kept import KeptForwards
 from prove.ledger import StoryLedger
 from prove.machine import Session
 
@@ -98,6 +99,7 @@ class Cpmd:
         """Why they fail: the disk is full; otherwise it does not work."""
         self.wall_ahead_s = 0.0
         """How far the wall clock of its machine is ahead of the true time."""
+        self.kept = KeptForwards()
         self.booted = 0.0
         """When its machine booted, true time."""
         self._rules = rules
@@ -258,6 +260,7 @@ class Cpmd:
             raise LedgerFull("database or disk is full") if self.is_full else LedgerError("disk I/O error")
         self._write()
         self.ledger.commit(changes, now)
+        self.kept.on_commit(changes)
         for change in changes:
             if self._say is not None:
                 self._say("ledger", words.change(change))

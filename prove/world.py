@@ -240,6 +240,7 @@ class World(Guests):
         self._kill_cpmd()
         self.now += RESTORING_S
         self._has_restored, self.has_old_copy = True, bool(n % 3)
+        self.cpmd.kept.forget()
         if n % 3:
             self.cpmd.ledger.put_back(copy, with_lock_file=n % 2 == 1)
         else:
