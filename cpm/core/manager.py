@@ -362,6 +362,8 @@ class Manager:
             case Attach():
                 self._presence.on_attach(node, message, now)
             case Detach():
+                if session.is_partial and message.domain in self.fleet.vms:
+                    session.gone.add(message.domain)
                 self._presence.on_detach(name, message.domain, now)
             case OwnPorts(told):
                 own_ports.check(told)

@@ -205,6 +205,7 @@ class VMPresence:
         if (session := self._sessions.get(node.name)) is not None:
             session.is_over_quota = False
             if session.is_partial and not is_partial:
+                session.gone.clear()
                 self._rollout.check_node(node.name)
             session.is_partial = is_partial
         for uuid in [uuid for uuid in self._running.on(node.name) if uuid not in here] if not is_partial else ():

@@ -78,6 +78,8 @@ class NodeSync:
         """As in its ``Hello``."""
         self.is_partial = False
         """It does not know yet which VMs run there besides those that it has named."""
+        self.gone: set[DomainUUID] = set()
+        """VMs that it has said to be gone, one by one, while that was so."""
         self.is_over_quota = False
         """VMs of that machine got nothing because it has as many as it may have."""
         self._snapshot_at = 0

@@ -343,7 +343,8 @@ class Rollout:
     def _is_gone(self, uuid: DomainUUID, host: NodeName) -> bool:
         """Return whether a VM does not run on a host, as far as that one knows."""
         node_sync = self._node_syncs.get(host)
-        return self._present.get(uuid) != host and (node_sync is None or not node_sync.is_partial)
+        knows = node_sync is None or not node_sync.is_partial or uuid in node_sync.gone
+        return self._present.get(uuid) != host and knows
 
     def _longest_gap_s(self, node: NodeName) -> float:
         pool, host = self._rules.timeouts, self._node_syncs.get(node)

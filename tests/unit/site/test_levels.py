@@ -506,6 +506,18 @@ def test_a_vm_that_ended_unseen_is_gone_once_libvirt_has_listed_the_others() -> 
     assert set(site.manager.present) == {OTHER}
 
 
+def test_a_vm_that_a_hook_ends_gives_its_ports_back_although_libvirt_has_not_listed_the_others() -> None:
+    site = Site(hold_down_s=1.0)
+    started(site)
+    started(site, OTHER)
+    flushed_while_libvirt_is_away(site)
+    site.stop_vm(VM)
+    pass_time(site)
+    assert site.manager is not None
+    assert set(site.manager.present) == {OTHER}
+    assert site.manager.fleet.of(VM) == ()
+
+
 def test_a_manager_that_starts_over_keeps_a_vm_that_its_host_cannot_know_yet() -> None:
     site = Site()
     started(site)
