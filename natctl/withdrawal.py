@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cpm.protocol.errors import ConfigError, KernelError
 from natctl import settings
-from natctl.kernel import sysctl, unrouted_taps
+from natctl.kernel import legacy_tables, sysctl, unrouted_taps
 from natctl.kernel.settings_before import FILE, Setting, SettingsBefore
 from natctl.netlink import classifiers, links, routes
 from natctl.netlink.classifiers import Side
@@ -28,9 +28,8 @@ from natctl.ruleset.plan import DeleteTable
 from natctl.ruleset.routing import Routing
 from natctl.ruleset.values import TABLE, Family
 
-_LEGACY_TABLES = Path("/proc/thread-self/net/ip_tables_names")
 _AT_FORWARD = frozenset({"filter", "nat", "mangle", "security"})
-"""Tables of iptables-legacy, which nftables does not show, with rules for forwarded packets."""
+"""Tables of iptables-legacy with rules for forwarded packets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -107,7 +106,8 @@ def look(found: settings.Settings | None) -> Held:
     with closing(Socket(NETFILTER, "reach nftables")) as nft, closing(Socket(ROUTE, "reach the routing tables")) as rt:
         holdings = read.read_tables(nft, lambda: None).holdings
         tables = holdings.tables
-        forwarding = (*foreign.forwarding_tables(nft), *_legacy_tables())
+        legacy = (f"iptables-legacy {name}" for name in sorted(_AT_FORWARD & legacy_tables.names()))
+        forwarding = (*foreign.forwarding_tables(nft), *legacy)
         routing = routes.read(rt)
         every = links.read_links(rt)
         programs = tuple(_programs(rt, every.values()))
@@ -180,15 +180,6 @@ def _programs(rt: Socket, every: Iterable[links.Link]) -> Iterator[tuple[int, st
         for side in Side:
             if any(each.is_ours for each in classifiers.filters(rt, link.number, side)):
                 yield link.number, link.name, side
-
-
-def _legacy_tables() -> tuple[str, ...]:
-    try:
-        names = _LEGACY_TABLES.read_text(encoding="ascii", errors="replace").split()
-    except OSError:
-        # There is nothing of iptables-legacy in this kernel.
-        return ()
-    return tuple(f"iptables-legacy {name}" for name in sorted(_AT_FORWARD.intersection(names)))
 
 
 def _with_connections(flag: int) -> frozenset[IPv4Address]:

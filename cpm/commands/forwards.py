@@ -29,6 +29,8 @@ def add(manager: Manager, now: float, name: str, body: ForwardRequestBody) -> Ca
     :raise PortsExhausted: When any ports will do, and none are free.
     :raise QuotaReached: When the VM's host has as many ports as it may have.
     :raise Conflict: When the VM has as many forwards as it may have.
+    :raise LedgerDoubted: When no VM may get ports.
+    :raise LedgerUnwritable: When the ledger cannot be written.
     """
     request = ForwardRequest(
         to=body.guest_ports,

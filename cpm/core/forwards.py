@@ -112,6 +112,7 @@ class Forwards:
         :raise QuotaReached: When its host has as many ports as it may have.
         :raise Conflict: When it has as many forwards as it may have.
         :raise LedgerDoubted: When no VM may get ports.
+        :raise LedgerUnwritable: When the ledger cannot be written.
         """
         _check(request)
         if (same := self._same(vm, request)) is not None:

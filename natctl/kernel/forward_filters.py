@@ -6,10 +6,10 @@ Tested by ``tests/netns/test_forward_filters.py``.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Collection, Mapping
 
 from cpm.protocol.errors import KernelError
+from natctl.kernel import legacy_tables
 from natctl.model.entries import Settings
 from natctl.netlink.nftables import read
 from natctl.netlink.nftables.filters import forward_filters, names_interface
@@ -17,8 +17,6 @@ from natctl.netlink.socket import Socket
 from natctl.ruleset import forward_filters as pure
 from natctl.ruleset import host_maps
 from natctl.ruleset.forward_filters import LEGACY, ForwardFilter
-
-_LEGACY_TABLES = pathlib.Path("/proc/thread-self/net/ip_tables_names")
 
 
 class ForwardFilters:
@@ -45,7 +43,7 @@ class ForwardFilters:
         """
         try:
             found, has_docker = forward_filters(nft)
-            if "filter" in _legacy_tables():
+            if "filter" in legacy_tables.names():
                 found |= {ForwardFilter(LEGACY, "filter", "FORWARD")}
             warnings = [
                 pure.sentence(each, ways, has_docker=has_docker)
@@ -81,11 +79,3 @@ class ForwardFilters:
             if any(packets > before.get(key, 0) for key, packets in begun.items()):
                 self._passed.add(found)
         return found in self._passed
-
-
-def _legacy_tables() -> list[str]:
-    """Return the tables of iptables-legacy; reading this loads none."""
-    try:
-        return _LEGACY_TABLES.read_text().split()
-    except OSError:
-        return []

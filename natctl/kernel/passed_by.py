@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from natctl.bpf.loading import knows_marks
+from natctl.kernel import legacy_tables
 from natctl.netlink import classifiers, policies, rules
 from natctl.netlink.classifiers import Side
 from natctl.netlink.links import Link
@@ -23,7 +24,6 @@ from natctl.netlink.nftables.filters import on_the_way
 from natctl.netlink.socket import Socket
 
 _COMPILED: Final = pathlib.Path("/proc/sys/net/core/bpf_jit_enable")
-_LEGACY_TABLES: Final = pathlib.Path("/proc/thread-self/net/ip_tables_names")
 _LEGACY: Final = frozenset({"filter", "mangle", "raw", "security"})
 
 
@@ -39,7 +39,7 @@ def on_machine(nft: Socket, rtnl: Socket) -> Iterator[str]:
         yield f"there are {count} IPsec policies (ip xfrm policy), which it would pass by"
     for chain in on_the_way(nft):
         yield f"chain {chain} has rules, which it would pass by"
-    if legacy := sorted(_LEGACY & set(_read(_LEGACY_TABLES).split())):
+    if legacy := sorted(_LEGACY & legacy_tables.names()):
         yield f"iptables-legacy is in use (table {legacy[0]}), which it would pass by"
     if not knows_marks() and any(rule.mask and not rule.is_ours for rule in rules.read_rules(rtnl)):
         yield "there are routing rules by mark (ip rule), which a program knows from Linux 6.10 on only"
@@ -64,12 +64,8 @@ def at_interface(rtnl: Socket, link: Link | None) -> str:
 
 
 def _number(path: pathlib.Path) -> int:
-    text = _read(path).strip()
-    return int(text) if text.isdecimal() else -1
-
-
-def _read(path: pathlib.Path) -> str:
     try:
-        return path.read_text()
+        text = path.read_text().strip()
     except OSError:
-        return ""
+        return -1
+    return int(text) if text.isdecimal() else -1
