@@ -5,6 +5,8 @@ An edge's fast path (:mod:`natctl.kernel.fast_path`) and its nftables, in turn: 
   follows it; ``edge_change_nft_us_256``: until nftables does, without the fast path.
 - ``edge_load_ms_10k``: 10,000 VMs into the fast path of an edge without one, program and tables;
   ``edge_load_nft_ms_10k``: into its nftables, without the fast path.
+- ``edge_load_s_100k``: 100,000 VMs on 1,000 external addresses into the fast path of an edge without one; then each has
+  its ports. ``edge_mb_100k``: the memory of the kernel that its maps take.
 
 Everything runs in a namespace of its own, with natd's kernel layer and no daemon.
 """
@@ -23,6 +25,7 @@ from lab.shell import inside, ip_batch
 
 NAMESPACE: Final = "bench-edge"
 VMS, MANY = 1000, 10_000
+CROWD, ADDRESSES, HOSTS = 100_000, 1000, 1000
 CHANGES, LOADS = 300, 7
 _USES: Final = {"": "auto", "_nft": "off"}
 
@@ -36,9 +39,13 @@ def measure(say: Callable[[str], None]) -> Measured:
             runs[f"edge_load{name}_ms"] = worker.call("loads_ms", use, MANY, LOADS)
         change, load = median(runs[f"edge_change{name}_us"]), median(runs[f"edge_load{name}_ms"])
         say(f"fast path {use}: a change {change:.0f} us, {MANY} VMs {load:.0f} ms")
+    with _edge(), Worker(inside(NAMESPACE), "bench.edge_worker") as worker:
+        load_s, megabytes = worker.call("crowd", CROWD, ADDRESSES, HOSTS)
+    say(f"{CROWD} VMs on {ADDRESSES} addresses: {load_s:.1f} s, {megabytes:.0f} MB")
     keys = ("edge_change_us", "edge_change_nft_us", "edge_load_ms", "edge_load_nft_ms")
     suffixes = ("_256", "_256", "_10k", "_10k")
-    return Measured({key + suffix: median(runs[key]) for key, suffix in zip(keys, suffixes, strict=True)}, runs)
+    figures = {key + suffix: median(runs[key]) for key, suffix in zip(keys, suffixes, strict=True)}
+    return Measured({**figures, "edge_load_s_100k": load_s, "edge_mb_100k": megabytes}, runs)
 
 
 @contextlib.contextmanager

@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Final
 from unittest import mock
 
 import msgspec
 
 from bench.fleet import BIG, FIRST_EXTERNAL, fleet
+from bench.fleet import crowd as fleet_crowd
 from bench.worker import answer_lines
-from cpm.protocol.intent import ExternalRange
-from cpm.protocol.model import PortRange
+from cpm.protocol.bounds import LAST_PORT
+from cpm.protocol.intent import EdgeIntent, ExternalRange
+from cpm.protocol.model import DomainUUID, PortRange
 from lab.errors import LabError
-from natctl.kernel.fast_path import FastPath
+from natctl.bpf import calls
+from natctl.kernel.fast_path import FastPath, _Running
 from natctl.kernel.kernel import Kernel
 from natctl.model.entries import Change, FastPathUse, Settings
+from natctl.netlink.socket import NETFILTER, ROUTE, Socket
 
 PORTS: Final = 256
 """That a change gives or takes."""
@@ -38,6 +44,49 @@ def changes_us(use: str, vms: int, count: int) -> list[float]:
 def loads_ms(use: str, vms: int, count: int) -> list[float]:
     """Return the milliseconds in which all VMs come into an edge without any: its fast path, or its nftables."""
     return asyncio.run(_loads_ms(FastPathUse(use), vms, count))
+
+
+def crowd(vms: int, addresses: int, hosts: int) -> list[float]:
+    """
+    Load the fast path of an edge without any VM with so many, on so many addresses, and look up each once.
+
+    :return: Seconds that it took, and megabytes of memory that its maps take in the kernel.
+    :raise LabError: When it is not in force, or a port has another owner.
+    """
+    entries, pool = fleet_crowd(vms, addresses, hosts), fleet(1).path.internal_pool
+    settings = edge_settings(FastPathUse.AUTO).edge
+    fast_path = FastPath(settings)
+    with Socket(ROUTE, "attach programs") as rtnl, Socket(NETFILTER, "look at chains") as nft:
+        try:
+            found = fast_path.look(rtnl, nft)
+            begin = time.perf_counter()
+            fast_path.ensure(rtnl, found, pool, entries, {})
+            spent_s = time.perf_counter() - begin
+            if reasons := [at.reason for at in fast_path.states if at.reason]:
+                raise LabError(f"the fast path is not in force: {reasons[0]}")
+            running = fast_path._running  # noqa: SLF001 - what the program reads
+            assert running is not None
+            _check_owners(running, entries)
+            return [spent_s, sum(map(_kernel_bytes, running.loaded.maps.values())) / 1e6]
+        finally:
+            fast_path.withdraw(rtnl)
+
+
+def _check_owners(running: _Running, entries: Mapping[DomainUUID, EdgeIntent]) -> None:
+    """Read, as the program does, who owns the first and the last port of each VM, and the port after."""
+    loaded, memory = running.loaded, running._memory["owners"]._memory  # noqa: SLF001
+    for entry in entries.values():
+        for each in entry.ranges:
+            slot = int.from_bytes(calls.get(loaded.maps["slots"], each.external.packed, 4), sys.byteorder)
+            for port, owns in ((each.ports.first, True), (each.ports.last, True), (each.ports.last + 1, False)):
+                at = ((slot - 1) * 65536 + port) * 4
+                if port <= LAST_PORT and (memory[at : at + 4] == entry.internal.packed) is not owns:
+                    raise LabError(f"port {port} of {each.external} has a wrong owner")
+
+
+def _kernel_bytes(descriptor: int) -> int:
+    words = Path(f"/proc/self/fdinfo/{descriptor}").read_text().split()
+    return int(words[words.index("memlock:") + 1])
 
 
 async def _changes_us(use: FastPathUse, vms: int, count: int) -> list[float]:
@@ -125,5 +174,5 @@ def _ensured() -> Iterator[list[float]]:
 
 
 if __name__ == "__main__":
-    calls = {"changes_us": changes_us, "loads_ms": loads_ms}
-    answer_lines(lambda name, arguments: calls[name](*arguments))
+    answers: dict[str, Callable[..., list[float]]] = {"changes_us": changes_us, "loads_ms": loads_ms, "crowd": crowd}
+    answer_lines(lambda name, arguments: answers[name](*arguments))

@@ -29,7 +29,10 @@ KEYS = {
     "prove": ("prove_steps_per_s",),
     "stats": ("stats_ms_200",),
     "change": ("change_ms_10k_churn",),
-    "edge": ("edge_change_us_256", "edge_change_nft_us_256", "edge_load_ms_10k", "edge_load_nft_ms_10k"),
+    "edge": (
+        *("edge_change_us_256", "edge_change_nft_us_256", "edge_load_ms_10k", "edge_load_nft_ms_10k"),
+        *("edge_load_s_100k", "edge_mb_100k"),
+    ),
     "forwarding": ("edge_ns_over_forwarding", "edge_nft_ns_over_forwarding", "resize_lost_packets"),
     "burst": (
         *("signal_ms_p50", "signal_ms_p99", "burst_refused", "burst_delayed"),

@@ -22,6 +22,7 @@ FIRST_INTERNAL = IPv4Address("100.64.0.1")
 BIG = PortRange(FIRST_PORT, FIRST_PORT + 32767)
 """Ports of VM 0, whose traffic is measured; it has the first external address to itself."""
 BLOCK = 64
+_FIRST_OF_CROWD = IPv4Address("198.18.0.1")
 _PER_ADDRESS = 1000
 """VMs on each further address."""
 
@@ -64,6 +65,20 @@ def fleet(vms: int, full_cone: bool = False) -> Fleet:  # noqa: FBT001, FBT002 -
         edge[domain] = EdgeIntent(domain, name, internal, HOST, (ExternalRange(external, ports),))
     externals = frozenset(each.external for vm in edge.values() for each in vm.ranges)
     return Fleet(host, edge, Path(IPv4Network("100.64.0.0/10"), frozenset({EDGE}), externals))
+
+
+def crowd(vms: int, addresses: int, hosts: int) -> dict[DomainUUID, EdgeIntent]:
+    """Return this many VMs as an edge holds them: as many on each of the external addresses, with all of its ports."""
+    each = vms // addresses
+    size = (65536 - FIRST_PORT) // each
+    found = {}
+    for number in range(vms):
+        address, place = divmod(number, each)
+        first = FIRST_PORT + place * size
+        ports = ExternalRange(_FIRST_OF_CROWD + address, PortRange(first, first + size - 1))
+        domain = _uuid(number)
+        found[domain] = EdgeIntent(domain, f"vm{number}", FIRST_INTERNAL + number, HOST + number % hosts, (ports,))
+    return found
 
 
 def _uuid(number: int) -> DomainUUID:

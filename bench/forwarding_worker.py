@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import socket
@@ -80,6 +81,11 @@ class _Here:
         self._loop.run_until_complete(self._kernel.replace({}, wanted.edge, wanted.path))
         check_in_force(self._kernel, FastPathUse(use))
 
+    def close(self) -> None:
+        """Let go of the kernel, which goes on with what it holds."""
+        if self._kernel is not None:
+            self._loop.run_until_complete(self._kernel.close())
+
     def change(self, count: int, each: int) -> None:
         """Change the first VM's range: its tables of the fast path, and each so often nftables too."""
         assert self._kernel is not None
@@ -145,9 +151,9 @@ def _bound(address: str, port: int, *, shared: bool = False) -> socket.socket:
 
 
 if __name__ == "__main__":
-    here = _Here()
-    calls: dict[str, Callable[..., Any]] = {
-        name: getattr(here, name)
-        for name in ("sink", "received", "send_ns", "program", "change", "answer", "ask", "asked")
-    }
-    answer_lines(lambda name, arguments: calls[name](*arguments))
+    with contextlib.closing(_Here()) as here:
+        calls: dict[str, Callable[..., Any]] = {
+            name: getattr(here, name)
+            for name in ("sink", "received", "send_ns", "program", "change", "answer", "ask", "asked")
+        }
+        answer_lines(lambda name, arguments: calls[name](*arguments))

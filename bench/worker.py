@@ -138,7 +138,12 @@ class _Here:
         """Remove everything of ours from this kernel."""
         assert self._kernel is not None
         self._loop.run_until_complete(self._kernel.remove())
-        self._loop.run_until_complete(self._kernel.close())
+        self.close()
+
+    def close(self) -> None:
+        """Let go of this kernel, which goes on with what it holds."""
+        if self._kernel is not None:
+            self._loop.run_until_complete(self._kernel.close())
         self._kernel = None
 
     def _timed(self, work: Any) -> float:
@@ -160,5 +165,5 @@ def answer_lines(call: Callable[[str, list[Any]], Any]) -> None:
 
 
 if __name__ == "__main__":
-    here = _Here()
-    answer_lines(lambda name, arguments: getattr(here, name)(*arguments))
+    with contextlib.closing(_Here()) as here:
+        answer_lines(lambda name, arguments: getattr(here, name)(*arguments))

@@ -46,7 +46,7 @@ _INSIDE, _OUTSIDE = "eth0", "eth1"
 _MARK, _SENTINEL = 47, "192.0.2.250"
 """Protocol and address of the packet that follows each case: when it comes out, all before it has."""
 _OFFLOAD = struct.Struct("=BBHHHH")
-"""``struct virtio_net_hdr``: flags, kind and length of headers and size of segments, where the sum begins and goes to."""
+"""``struct virtio_net_hdr``: flags, kind, length of headers, size of segments, begin of the sum and its place."""
 _NO_OFFLOAD = bytes(_OFFLOAD.size)
 _PARTIAL_SUM = 1  # VIRTIO_NET_HDR_F_NEEDS_CSUM
 _SEGMENTS = {TCP: 1, UDP: 5}  # VIRTIO_NET_HDR_GSO_…

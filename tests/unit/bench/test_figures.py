@@ -93,6 +93,8 @@ def test_the_report_has_every_key_flat_and_is_json() -> None:
             "edge_change_nft_us_256",
             "edge_load_ms_10k",
             "edge_load_nft_ms_10k",
+            "edge_load_s_100k",
+            "edge_mb_100k",
         ),
         "prove_steps_per_s",
         *("natd_share_at_cap", "neighbour_conn_rate_ratio"),
