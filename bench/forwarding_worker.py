@@ -80,6 +80,8 @@ class _Here:
         wanted, self._kernel = fleet(vms), Kernel(edge_settings(FastPathUse(use)))
         self._loop.run_until_complete(self._kernel.replace({}, wanted.edge, wanted.path))
         check_in_force(self._kernel, FastPathUse(use))
+        # Its programs are at tcx from the next check on.
+        self._loop.run_until_complete(self._kernel.ensure())
 
     def close(self) -> None:
         """Let go of the kernel, which goes on with what it holds."""

@@ -36,11 +36,13 @@ class Attachments:
         self._links: dict[int, int] = {}
         """Descriptors."""
 
-    def put(self, interface: int, program: Loaded) -> None:
+    def put(self, interface: int, program: Loaded, *, begins: bool) -> None:
         """
         Have the program there if the kernel can, and no other software has one; else nothing.
 
         Other programs may be meant to see every packet, and packets that ours does go no further.
+
+        :param begins: Whether it may come where nothing of ours is; the kernel takes 10 ms for it (``tcx_entry_sync``).
         """
         try:
             number = self._number_at(interface)
@@ -48,7 +50,8 @@ class Attachments:
                 self.remove(interface)
             elif not number:
                 self.remove(interface)
-                self._links[interface] = calls.create_link(interface, self._hook, program.program)
+                if begins:
+                    self._links[interface] = calls.create_link(interface, self._hook, program.program)
             elif number != program.number:
                 calls.update_link(self._links[interface], program.program)
         except KernelError:

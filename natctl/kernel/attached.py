@@ -48,7 +48,8 @@ class Attached:
             if len(filters) > len(there):
                 self._ahead.remove(link.number)
             else:
-                self._ahead.put(link.number, ahead)
+                # Not with the filter, which somebody may wait for: in the next check.
+                self._ahead.put(link.number, ahead, begins=there == [program.number])
             if not there:
                 empty.append(link.name)
         return empty

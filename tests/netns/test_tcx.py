@@ -48,6 +48,7 @@ class Scene:
         self.vm = VM.of(1, site.guest(self.host), RANGE)
         self.edge.namespace.run("ping", "-c1", "-W5", str(self.host.underlay))
         program([self.host, self.edge], [self.vm], {0: (self.edge,)})
+        self.edge.kernel.ensure()
 
     def at_tcx(self, interface: str, hook: Hook) -> tuple[int, ...]:
         """Return the numbers of the programs there."""
