@@ -19,6 +19,7 @@ import random  # noqa: TID251 - only to keep a crowd of nodes apart in time
 import sys
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -290,13 +291,13 @@ class Natd:
     async def _serve_kernel(self) -> None:
         while True:
             if (wait_s := self._deletions.wait_s(clock.now())) == 0:
-                await self._delete_connections(self._deletions.take(clock.now()))
+                await self._try(partial(self._delete_connections, self._deletions.take(clock.now())))
                 continue
             try:
                 async with asyncio.timeout(wait_s):
                     command = await self._kernel_work.get()
             except TimeoutError:
-                await self._delete_connections(self._deletions.take(clock.now()))
+                await self._try(partial(self._delete_connections, self._deletions.take(clock.now())))
                 continue
             if isinstance(command, (Forget, Prune)):
                 self._deletions.put(command, clock.now())
@@ -304,7 +305,7 @@ class Natd:
             # What was said before goes out first: the kernel's answer is waited for without doing anything else.
             await asyncio.sleep(0)
             if isinstance(command, RefuseNew):
-                await self._refuse(command)
+                await self._try(partial(self._kernel.refuse_connections, command.where, command.for_s))
                 continue
             try:
                 await self._program(command)
@@ -339,33 +340,18 @@ class Natd:
         """Follow hardware addresses: of hosts, which tell who may send for a VM, and of gateways."""
         async with contextlib.aclosing(watch_neighbours()) as changes:
             async for addresses in changes:
-                try:
-                    await self._kernel.follow_neighbours(addresses)
-                except KernelError as error:
-                    self._metrics.on_kernel_error(error)
-                    log.warning("%s", error)
+                await self._try(partial(self._kernel.follow_neighbours, addresses))
 
     async def _delete_connections(self, command: Forget | Prune) -> None:
         held = self._node.held_ports(command.internal)
         if self._conntrack is None or (isinstance(command, Prune) and not held):
             return
-        try:
-            if held:
-                gone = await self._conntrack.delete_other_connections(command.internal, held)
-            else:
-                gone = await self._conntrack.delete_connections(command.internal)
-            log.debug("deleted %d connections of %s", gone, command.internal)
-            await self._kernel.forget_mappings(command.internal, held)
-        except KernelError as error:
-            self._metrics.on_kernel_error(error)
-            log.warning("%s", error)
-
-    async def _refuse(self, command: RefuseNew) -> None:
-        try:
-            await self._kernel.refuse_connections(command.where, command.for_s)
-        except KernelError as error:
-            self._metrics.on_kernel_error(error)
-            log.warning("%s", error)
+        if held:
+            gone = await self._conntrack.delete_other_connections(command.internal, held)
+        else:
+            gone = await self._conntrack.delete_connections(command.internal)
+        log.debug("deleted %d connections of %s", gone, command.internal)
+        await self._kernel.forget_mappings(command.internal, held)
 
     # The manager
 

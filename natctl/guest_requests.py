@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 LISTEN_AGAIN_S: Final = 15.0
 """Seconds between two attempts to open our NFLOG group, if another process has it."""
-
-
 NETWORKS_S: Final = 5.0
 """Seconds between two looks at this machine's addresses."""
 _NO_BROADCAST: Final = 31
