@@ -111,6 +111,22 @@ def test_growth_beyond_the_share_leaves_the_reserve_and_growth_within_it_may_use
     assert pool.grows("b", 3) == (3, None)
 
 
+def test_growth_leaves_the_reserve_though_nobody_lacks_ports_yet() -> None:
+    pool = Pool(10, {"a": 6}, reserve=0.2)
+    pool.in_use.update(a=384)
+    assert not pool.contention.is_short(NOW)
+    assert pool.grows("a", 9)[0] == 8
+
+
+def test_what_a_vm_keeps_alive_on_ranges_that_leave_counts_in_its_share() -> None:
+    pool = Pool(20, {"pinner": 12, "light": 4})
+    pool.resize("pinner", 256)
+    pool.in_use.update(pinner=256, light=256)
+    pool.contention.on_refused(DomainUUID("light"), 640, NOW)
+    assert pool.grows("pinner", 6) == (4, FairShare(256))
+    assert pool.grows("light", 6) == (6, None)
+
+
 def test_while_ports_are_short_a_vm_grows_by_what_it_uses_not_by_its_score() -> None:
     pool = Pool(10, {"a": 5, "b": 5})
     pool.in_use.update(a=320, b=100)
