@@ -22,6 +22,7 @@ from cpm.service import clock
 from natctl.kernel.frame_sender import FrameSender
 from natctl.model.flow import Flow
 from natctl.netlink.conntrack import Conntrack
+from natctl.netlink.networks import is_of_network
 from natctl.netlink.nflog import AskedPacket, watch_asked
 from natctl.port_control import datagrams
 from natctl.port_control.datagrams import Frame
@@ -120,8 +121,7 @@ class GuestRequests:
             self._networks, self._networks_at = self._sender.own_networks(), clock.now()
         own = self._networks.get(interface, ())
         ends = {each.network[number] for each in own for number in (0, -1) if each.network.prefixlen < _NO_BROADCAST}
-        is_near = any(address in each.network and address != each.ip for each in own)
-        return is_near and address not in ends
+        return is_of_network(address, interface, self._networks) and address not in ends
 
     async def serve_peers(self, conntrack: Conntrack) -> None:
         """Find connections to peers, without end, one after the other."""

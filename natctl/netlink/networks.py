@@ -8,7 +8,7 @@ Format: rtnetlink(7), linux/if_addr.h, linux/rtnetlink.h, linux/neighbour.h. Our
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
@@ -52,6 +52,16 @@ def interface_addresses(rtnl: Socket) -> dict[int, list[IPv4Interface]]:
         if local is not None:
             found.setdefault(native_number(body[4:8]), []).append(IPv4Interface((local, body[1])))
     return found
+
+
+def is_of_network(address: IPv4Address, interface: int, here: Mapping[int, Collection[IPv4Interface]]) -> bool:
+    """
+    Whether an address is of a network of this interface, and none of this machine's own.
+
+    :param here: The addresses of all interfaces, as :func:`interface_addresses` returns them.
+    """
+    is_own = any(address == each.ip for addresses in here.values() for each in addresses)
+    return not is_own and any(address in each.network for each in here.get(interface, ()))
 
 
 def used_networks(rtnl: Socket) -> frozenset[Use]:
