@@ -159,7 +159,8 @@ def bridges(
     """Yield the bridges with VMs behind them that are routed, and these VMs. :raise KernelError: When it fails."""
     by_bridge: dict[int, list[HostEntry]] = {}
     for entry in sorted(entries, key=lambda each: each.index):
-        for index in {links[tap].master for tap in entry.taps if tap in links} - {None}:
+        # A tap may be in a VRF or in Open vSwitch, which have masters too: nobody knows their packets.
+        for index in {links[tap].master for tap in entry.taps if tap in links and links[tap].is_bridge_port} - {None}:
             assert index is not None
             by_bridge.setdefault(index, []).append(entry)
     addresses = interface_addresses(rtnl)
