@@ -6,8 +6,10 @@ would be routed without one: untranslated, like those of any neighbour. So forwa
 (``net.ipv4.conf.….forwarding``). What a bridge takes from its port comes in at the bridge, where that setting is
 another, so this costs no packet anything; and it holds while there is no natd, and when all rules are gone.
 
-A tap that is in no bridge is left as it is: its VM may have another interface that is in one. Taps of a VRF come in at
-the VRF: that is the operator's to know.
+A tap that is put into a VRF afterwards is not routed either: although its packets come in at the VRF, the setting that
+counts is the port's (ip_rcv_finish, net/ipv4/ip_input.c; tried on Linux 6.1).
+
+A tap that is in no bridge when its VM starts is left as it is: its VM may have another interface that is in one.
 
 Tested by ``tests/netns/test_leaks.py``.
 """
