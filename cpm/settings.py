@@ -160,8 +160,7 @@ class ScalingSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """When ranges grow and shrink."""
 
     policy: str = default_policy()
-    """Policy of VMs without a wish for one: ``specification``, ``occupancy``, ``predictive`` or ``grow-only``; see
-    ``virt-ports set --help``."""
+    """Policy of VMs without a wish for one; ``virt-ports set --help`` has the names and what each does."""
     literal: bool = False
     """True: follow the policy to the letter, with all guards off."""
     guards: GuardTable = GuardTable()
