@@ -98,6 +98,8 @@ class Edge:
         externals = frozenset({EXTERNAL, OTHER_EXTERNAL})
         for _ in range(2):
             self.kernel.replace({}, {vm.domain: vm for vm in VMS}, Path(POOL, frozenset(), externals))
+        # Where the kernel has tcx, the program is there by now.
+        self.kernel.ensure()
 
     def close(self) -> None:
         for wire in self.wires.values():

@@ -80,7 +80,7 @@ def _sending(guest: Guest) -> Iterator[None]:
         thread.join()
 
 
-def _send(guest: Guest, count: int = 20) -> None:
+def send(guest: Guest, count: int = 20) -> None:
     with guest.namespace.udp() as client:
         for _ in range(count):
             client.sendto(b"x", (INTERNET, 9))
@@ -93,7 +93,7 @@ def _forge(guest: Guest) -> None:
         client.sendto(b"x", (INTERNET, 9))
 
 
-def _settled(scene: Scene) -> tuple[int, ...]:
+def settled(scene: Scene) -> tuple[int, ...]:
     """Return what was seen once nothing more comes."""
     seen = [(-1,), scene.seen()]
     while seen[-1] != seen[-2]:
@@ -107,10 +107,10 @@ def test_nothing_of_a_vm_leaves_while_there_are_no_rules(scene: Scene) -> None:
     assert "virt-ports guard" in scene.filters(UPLINK, "egress")
     assert scene.answers()
     scene.host.namespace.run("nft", "flush", "ruleset")
-    _send(scene.vm.guest)
+    send(scene.vm.guest)
     _forge(scene.vm.guest)
-    _send(scene.other)
-    assert _settled(scene) == (0, 20, 0)
+    send(scene.other)
+    assert settled(scene) == (0, 20, 0)
     assert scene.host.kernel.kernel._programmed.guard.dropped == 21
     assert scene.host.kernel.ensure()
     assert scene.answers()
@@ -123,8 +123,8 @@ def test_without_it_packets_leave(site: Site) -> None:
     assert scene.filters(scene.vm.guest.tap, "ingress") + scene.filters(UPLINK, "egress") == ""
     scene.host.namespace.run("nft", "flush", "ruleset")
     scene.host.namespace.ip("rule del fwmark 0x40000000/0x40000000")
-    _send(scene.vm.guest)
-    assert _settled(scene) == (20, 0, 0)
+    send(scene.vm.guest)
+    assert settled(scene) == (20, 0, 0)
 
 
 def test_nothing_leaves_while_rules_are_flushed_again_and_again(scene: Scene) -> None:
@@ -134,7 +134,7 @@ def test_nothing_leaves_while_rules_are_flushed_again_and_again(scene: Scene) ->
             looks.clear()
             scene.host.namespace.run("nft", "flush", "ruleset")
             wait_until(lambda: any(looks))
-    assert _settled(scene) == (0, 0, 0)
+    assert settled(scene) == (0, 0, 0)
     assert scene.answers()
 
 
@@ -155,9 +155,9 @@ def test_it_works_without_natd(scene: Scene) -> None:
     scene.host.kernel.close_sockets()
     assert scene.answers()
     scene.host.namespace.run("nft", "flush", "ruleset")
-    _send(scene.vm.guest)
-    _send(scene.other)
-    assert _settled(scene) == (0, 20, 0)
+    send(scene.vm.guest)
+    send(scene.other)
+    assert settled(scene) == (0, 20, 0)
 
 
 def test_what_a_vm_may_send_untranslated_leaves(scene: Scene) -> None:
@@ -182,8 +182,8 @@ def test_a_vm_beside_another_machine_on_its_lan_is_bridged(scene: Scene) -> None
 def test_a_vm_that_is_not_managed_any_more_is_not_marked(scene: Scene) -> None:
     scene.host.kernel.change(Change(host={scene.vm.domain: None}))
     assert scene.filters(scene.vm.guest.tap, "ingress") == ""
-    _send(scene.vm.guest)
-    assert _settled(scene) == (20, 0, 0)
+    send(scene.vm.guest)
+    assert settled(scene) == (20, 0, 0)
 
 
 def test_a_new_natd_knows_the_marks_of_the_former(scene: Scene) -> None:
@@ -239,8 +239,8 @@ def test_bandwidth_can_be_set_and_removed_as_libvirt_does(scene: Scene) -> None:
     assert "u32" in scene.filters(tap, "ingress")
     assert scene.answers()
     scene.host.namespace.run("nft", "flush", "ruleset")
-    _send(scene.vm.guest)
-    assert _settled(scene) == (0, 0, 0)
+    send(scene.vm.guest)
+    assert settled(scene) == (0, 0, 0)
     run("tc", "qdisc", "del", "dev", tap, "ingress")
     scene.host.kernel.ensure()
     assert "virt-ports tap" in scene.filters(tap, "ingress")
@@ -271,7 +271,7 @@ def test_on_a_machine_that_is_its_own_edge(site: Site) -> None:
 
     assert ask() == (b"ask", str(EXTERNAL))
     machine.namespace.run("nft", "flush", "ruleset")
-    _send(vm.guest)
+    send(vm.guest)
     time.sleep(0.1)
     assert leaked() == [0, 0]
     machine.kernel.ensure()

@@ -16,6 +16,9 @@ from natctl.bpf.tcx import Hook
 from natctl.netlink import classifiers
 from natctl.netlink.classifiers import Side
 from natctl.netlink.socket import ROUTE, Socket
+from tests.netns.test_host_guard import UPLINK as HOST_UPLINK
+from tests.netns.test_host_guard import Scene as HostScene
+from tests.netns.test_host_guard import send, settled
 from tests.netns.topology import EXTERNAL, INTERNET, VM, Namespace, Site, program
 from tests.netns.waiting import wait_until
 
@@ -141,3 +144,19 @@ def test_where_others_have_a_filter_the_guard_decides_nothing_before_it(scene: S
     assert scene.works()
     run("tc", "filter", "del", *others_filter)
     wait_until(lambda: len(scene.at_tcx(UPLINK, Hook.EGRESS)) == 1)
+
+
+def test_a_hosts_guard_there_sends_to_edges_and_drops_what_has_met_no_rules(site: Site) -> None:
+    scene = HostScene(site)
+    scene.host.kernel.ensure()
+    number = index(scene.host.namespace, HOST_UPLINK)
+    assert len(scene.host.namespace.inside(lambda: calls.programs_at(number, Hook.EGRESS))) == 1
+    # What follows is done by no filter.
+    scene.host.namespace.run("tc", "filter", "del", "dev", HOST_UPLINK, "egress")
+    assert scene.host.namespace.run("ip", "rule", "show", "pref", "7414") == ""
+    assert scene.answers()
+    scene.host.namespace.run("nft", "flush", "ruleset")
+    send(scene.vm.guest)
+    send(scene.other)
+    assert settled(scene) == (0, 20, 0)
+    assert scene.host.kernel.kernel._programmed.guard.dropped == 20
