@@ -42,7 +42,7 @@ class Attached:
         empty = []
         for link in links:
             filters = classifiers.filters(rtnl, link.number, self._side)
-            there = [each.program for each in filters if self._is_it(each)]
+            there = [each.program for each in filters if each.has_our(self._name)]
             if there != [program.number]:
                 classifiers.attach(rtnl, link.number, self._side, program.program, self._name)
             if len(filters) > len(there):
@@ -66,7 +66,8 @@ class Attached:
         if self._at is None or self._at - set(kept):
             for link in read_links(rtnl).values():
                 is_rest = link.number not in kept and (self._at is None or link.number in self._at)
-                if is_rest and any(map(self._is_it, classifiers.filters(rtnl, link.number, self._side))):
+                found = classifiers.filters(rtnl, link.number, self._side) if is_rest else []
+                if any(each.has_our(self._name) for each in found):
                     classifiers.detach(rtnl, link.number, self._side, self._name)
         self._at = frozenset(kept)
 
@@ -78,6 +79,3 @@ class Attached:
     def close(self) -> None:
         """Leave the filters, which do the same."""
         self._ahead.close()
-
-    def _is_it(self, found: classifiers.Filter) -> bool:
-        return found.is_ours and found.name == classifiers.NAMED + self._name

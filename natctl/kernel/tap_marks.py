@@ -123,5 +123,4 @@ class TapMarks:
         self._at, self._knows_all = set(), False
 
     def _is_at(self, rtnl: Socket, number: int) -> bool:
-        found = classifiers.filters(rtnl, number, Side.INGRESS)
-        return any(each.is_ours and each.name == classifiers.NAMED + PROGRAM for each in found)
+        return any(each.has_our(PROGRAM) for each in classifiers.filters(rtnl, number, Side.INGRESS))

@@ -45,7 +45,7 @@ _IPV4, _ANY = 0x0800, 0x0003  # ETH_P_IP, ETH_P_ALL
 _HANDLE: Final = 1
 PRIORITY: Final = 7414
 """Of our filters: others have the rest of the numbers."""
-NAMED: Final = "virt-ports "
+_NAMED: Final = "virt-ports "
 """Begin of the names of our filters."""
 
 
@@ -72,7 +72,11 @@ class Filter(NamedTuple):
     @property
     def is_ours(self) -> bool:
         """Whether natd attached it."""
-        return self.priority == PRIORITY and self.kind == "bpf" and self.name.startswith(NAMED)
+        return self.priority == PRIORITY and self.kind == "bpf" and self.name.startswith(_NAMED)
+
+    def has_our(self, program: str) -> bool:
+        """Whether it is natd's, with the program of this name."""
+        return self.is_ours and self.name == _NAMED + program
 
 
 def attach(rtnl: Socket, interface: int, side: Side, program: int, name: str) -> None:
@@ -105,7 +109,7 @@ def detach(rtnl: Socket, interface: int, side: Side, name: str | None = None) ->
     :raise KernelError: When the kernel refuses; not when there is none.
     """
     for each in filters(rtnl, interface, side):
-        if each.is_ours and name in (None, each.name.removeprefix(NAMED)):
+        if each.is_ours if name is None else each.has_our(name):
             body = _header(interface, side, each.protocol) + attribute(_KIND, terminated("bpf"))
             _remove(rtnl, message(RTM_DELTFILTER, NLM_F_ACK, body), interface)
 
@@ -159,7 +163,7 @@ def _put(rtnl: Socket, interface: int, side: Side, protocol: int, program: int, 
     options = nested(
         _OPTIONS,
         attribute(_FD, native_u32(program)),
-        attribute(_NAME, terminated(NAMED + name)),
+        attribute(_NAME, terminated(_NAMED + name)),
         attribute(_FLAGS, native_u32(_DIRECT)),
     )
     body = _header(interface, side, protocol) + attribute(_KIND, terminated("bpf")) + options
