@@ -281,14 +281,16 @@ LIST_POOL: Final = Operation(
     "GET", "/v1/pool", lambda: list[views.AddressView], "List the external addresses, in order.",
     parameters=(
         Match("match", "only such addresses"),
+        Parameter("pool", "only addresses of this pool"),
         Choice("sort", "the order; the largest number first", ("address", "free", "allocated", "leaving", "vms")),
         _PAGE,
         Address("after", "only addresses after this one, in order of address", required=False),
     ),
+    errors=(NotFound,),
 )  # fmt: skip
 ADD_TO_POOL: Final = Operation(
     "POST", "/v1/pool", lambda: list[views.AddressView],
-    "Add external addresses, or replace the reserved ports of existing ones, all or none; return all addresses.",
+    "Add external addresses, or replace pool or reserved ports of existing ones, all or none; return all addresses.",
     body=lambda: requests.PoolRequest, errors=(AddressOverlaps, PortsInUse),
 )  # fmt: skip
 SHOW_ADDRESS: Final = Operation(

@@ -34,6 +34,10 @@ class WishesRequest(Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     filtering: Filtering | UnsetType | None = UNSET
     pcp: WishedNumber | UnsetType | None = UNSET
     """Ports that the guest may have mapped when it asks; 0: it may not ask."""
+    pool: Word | UnsetType | None = UNSET
+    """The pool that its ranges come from."""
+    address: IPv4Address | UnsetType | None = UNSET
+    """The only external address that its ranges are on."""
 
 
 class ResizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,7 +76,10 @@ class PoolRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
     addresses: Annotated[tuple[IPv4Address, ...], Meta(max_length=MAX_EXTERNALS)]
     reserved: Annotated[tuple[PortRange, ...], Meta(max_length=MAX_RANGES)] | None = None
-    """null: those of an address that is in the pool already stay as they are; none on others."""
+    """null: those of an address that is there already stay as they are; none on others."""
+    pool: Word | None = None
+    """The pool that they belong to from now on; null: an address that is there already stays in its pool, others are
+    added to ``default``."""
 
 
 class PoolRemoval(Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from cpm.api.words import node_state
 from cpm.protocol.model import (
+    DEFAULT_POOL,
     AllocationState,
     DomainUUID,
     ForwardOrigin,
@@ -53,9 +54,10 @@ class DomainView(Struct, frozen=True):
     goes on), or ``not managed`` (it gets no ports; see ``problem``)."""
     problem: str = ""
     """Of a VM that is misrouted: where its packets go, and the remedy; of one that is not managed: why; of one that is
-    gone: the nodes that its ports wait for."""
+    gone: the nodes that its ports wait for; of one that waits for ports of a pool that does not exist: which."""
     leaving: str = ""
-    """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself."""
+    """Why it leaves ports that it holds, although it may need them: a machine uses some of them itself; or why it has
+    its ports elsewhere than its wishes say."""
     ports_held: int = 0
     """All its ports, those of ranges that it leaves included."""
     cap: int | None = None
@@ -82,8 +84,8 @@ class WishView(Struct, frozen=True):
 
     key: str
     """``floor``, ``cap`` (ports), ``weight``, ``policy``, ``drain-limit`` (seconds; null: never), ``connections`` (at
-    once), ``connection-rate`` (new ones in a second), ``filtering`` (RFC 4787, section 5) or ``pcp`` (ports that the
-    guest may have mapped)."""
+    once), ``connection-rate`` (new ones in a second), ``filtering`` (RFC 4787, section 5), ``pcp`` (ports that the
+    guest may have mapped), ``pool`` or ``address`` (null: any of the pool)."""
     value: int | float | str | None
     origin: str
     """The source of the value: ``metadata`` (the domain's XML), ``set`` (``virt-ports set``) or ``pool`` (the
@@ -214,6 +216,8 @@ class ExplainView(Struct, frozen=True):
     """Ports it is entitled to while ports are short."""
     wishes: tuple[WishView, ...]
     ignored: tuple[str, ...]
+    pool: str
+    """Name of the pool that it belongs to; what follows is of this pool."""
     pool_total: int
     pool_free: int
     pool_leaving: int
@@ -260,6 +264,8 @@ class WhoisView(Struct, frozen=True):
     """Why nobody can say: the manager's clock was set, and showed that time twice, or never."""
     candidates: tuple[CandidateView, ...] = ()
     """One for each moment that may be meant, the earliest first."""
+    pool: str | None = None
+    """Name of the pool that the address belonged to at ``since``."""
 
 
 class EventView(Struct, frozen=True, gc=False):
@@ -283,6 +289,8 @@ class EventView(Struct, frozen=True, gc=False):
     last_port: int | None
     clock_set_by_s: float | None = None
     """Only of ``clock-set``: seconds by which it was set forward; negative: back."""
+    pool: str | None = None
+    """Name of the pool that the address belonged to; null for ``clock-set``."""
 
 
 class RecordView(Struct, frozen=True):
@@ -348,6 +356,8 @@ class AddressView(Struct, frozen=True):
     reserved: tuple[PortRange, ...] = ()
     ports_own: int = 0
     """Ports from 1024 on that edges use themselves: no VM gets them."""
+    pool: str = DEFAULT_POOL
+    """Name of the pool that it belongs to."""
 
 
 class OwnPortsView(Struct, frozen=True):

@@ -24,16 +24,16 @@ def add(manager: Manager, now: float, body: PoolRequest) -> _Answer:
     Add external addresses, or replace the reserved ports of existing ones: all of them or none.
 
     :raise AddressOverlaps: When one is an internal address, or that of a host.
+    :raise InvalidRequest: When the name of the pool is none.
     :raise PortsInUse: When a VM holds a port that is to be reserved.
     """
-    known = {each.address: each.reserved for each in manager.fleet.space.addresses}
-    manager.pool.add_addresses(
-        [
-            ExternalAddress(address, body.reserved if body.reserved is not None else known.get(address, ()))
-            for address in body.addresses
-        ],
-        now,
-    )
+    known = {each.address: each for each in manager.fleet.space.addresses}
+    addresses = []
+    for address in body.addresses:
+        before = known.get(address, ExternalAddress(address))
+        reserved = before.reserved if body.reserved is None else body.reserved
+        addresses.append(ExternalAddress(address, reserved, before.pool if body.pool is None else body.pool))
+    manager.pool.add_addresses(addresses, now)
     return pool.addresses
 
 

@@ -14,12 +14,13 @@ Tested in ``tests/unit/site/test_forwards.py``.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
 from cpm.core import moves
 from cpm.core.changes import PutForward
+from cpm.core.eligible import Eligible
 from cpm.core.fleet import Fleet
 from cpm.core.lifecycle import AllocationEvent
 from cpm.core.own_ports import KEPT_S
@@ -81,6 +82,7 @@ class Forwards:
     Gives VMs forwards and takes them back.
 
     :param present: The host of each VM that runs, always as of now.
+    :param eligible: Returns where a VM is to have its ports, unless somebody says otherwise of a forward.
     :param quota: Returns what a host may have.
     :param is_free_at: Returns the ledger time from which a leaving allocation waits for confirmations only.
     """
@@ -89,11 +91,13 @@ class Forwards:
         self,
         fleet: Fleet,
         present: Mapping[DomainUUID, NodeName],
+        eligible: Callable[[VM], Eligible],
         quota: Callable[[NodeName], Quota],
         is_free_at: Callable[[Allocation], float],
     ) -> None:
         self._fleet = fleet
         self._present = present
+        self._eligible = eligible
         self._quota = quota
         self._is_free_at = is_free_at
         self._retry_at = 0.0
@@ -133,10 +137,11 @@ class Forwards:
         address = request.address or self._address_of(vm)
         if request.address is not None and not self._fleet.space.has_address(request.address):
             raise NotFound("external address", str(request.address), "see `virt-ports pool list`")
+        among = (request.address,) if request.address is not None else self._among(vm, request.to.size)
         if request.ports is None:
-            external, ports = place_forward(self._fleet.space, vm.uuid, request.to.size, request.address)
+            external, ports = place_forward(self._fleet.space, vm.uuid, request.to.size, among)
         else:
-            external, ports = self._free_address(request.ports, address), request.ports
+            external, ports = self._free_address(request.ports, address, among), request.ports
             if (former := self._former(vm, external, ports)) is not None:
                 self._fleet.record(PutForward(former.id, forward))
                 return self._fleet.allocation(former.id) or former
@@ -157,8 +162,10 @@ class Forwards:
 
     def free_ports(self, vm: VM, size: int) -> PortRange | None:
         """Return ports that a VM could be given now; None: there are not so many side by side."""
+        address = self._address_of(vm)
         try:
-            return place_forward(self._fleet.space, vm.uuid, size, self._address_of(vm))[1]
+            among = (address,) if address is not None else self._among(vm, size)
+            return place_forward(self._fleet.space, vm.uuid, size, among)[1]
         except PortsExhausted:
             return None
 
@@ -287,14 +294,24 @@ class Forwards:
         )
 
     def _address_of(self, vm: VM) -> IPv4Address | None:
+        """Return the address on which the VM gets forwards; None: any on which it is to have ports."""
+        among = self._eligible(vm).addresses
         held = sorted(self._fleet.all_of(vm.uuid), key=lambda each: (each.forward is not None, -each.since))
-        return held[0].external if held else None
+        return next((each.external for each in held if each.external in among), None)
 
-    def _free_address(self, ports: PortRange, address: IPv4Address | None) -> IPv4Address:
+    def _among(self, vm: VM, size: int) -> Collection[IPv4Address]:
+        """:raise NoRoomError: When the VM is to have ports of a pool, or an address, that does not exist."""
+        wished = self._eligible(vm)
+        wished.require(size)
+        return wished.addresses
+
+    def _free_address(
+        self, ports: PortRange, address: IPv4Address | None, among: Collection[IPv4Address]
+    ) -> IPv4Address:
         """Return the address on which a VM asks for these ports: its own, else the first on which they are free."""
         if address is not None:
             return address
-        known = list(self._fleet.space.known)
+        known = list(among)
         if not known:
             raise NotFound("external address", "in the pool", "see `virt-ports pool add --help`")
         return next((each for each in known if not any(self._obstacles(each, ports))), known[0])

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 from cpm.core.timeline import Timeline
 from cpm.protocol.event_kinds import CLOCK_SET, JOURNAL
 from cpm.protocol.model import (
+    DEFAULT_POOL,
     VM,
     Allocation,
     AllocationId,
@@ -98,6 +99,10 @@ class JournalEvent(enum.StrEnum):
     """The VM met its limit of connections or of new connections a second: packets of new ones are dropped."""
     WITHIN_LIMITS = "within limits"
     """The VM is no longer limited."""
+    MISPLACED = "misplaced"
+    """The VM's wishes name a pool or an address that does not exist or has no room: it stays where it is."""
+    PLACED = "placed"
+    """The VM is where its wishes say."""
     CLAIMED = "claimed"
     """Another host says that it runs this VM, and the VM's own host has not said that it is gone."""
     OWN_PORT = "own-port"
@@ -181,6 +186,8 @@ class JournalEntry:
     ports: PortRange
     state: AllocationState | None
     """The state of these ports from then on; None: free."""
+    pool: str = DEFAULT_POOL
+    """Name of the pool that the address belonged to at that time."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,3 +263,5 @@ class PortOwner:
     state: AllocationState
     since: WallTime
     """Since when all of the above is true."""
+    pool: str = DEFAULT_POOL
+    """Name of the pool that the address belonged to then."""

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from cpm.core import own_ports, sizing
+from cpm.core import eligible, own_ports, sizing
 from cpm.core.changes import Change, EndRestoring, NoteNode, PutNode, PutStretch, PutVM
 from cpm.core.claims import Claims
 from cpm.core.continuity import Continuity, RefusedNodes
@@ -39,7 +39,7 @@ from cpm.core.silence import Silence
 from cpm.core.sizing.host_reports import HostReports
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
-from cpm.core.sizing.starters import Starters
+from cpm.core.sizing.starters import StartersByPool
 from cpm.core.timeline import Step
 from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes, Resolver
@@ -124,13 +124,14 @@ class Manager:
         """What other hosts say of VMs that run."""
         self.twins = Twins(self.fleet, self.running)
         """The VMs that are served beside one of a lost host."""
-        self.waiting = Starters(rules.block)
+        self.waiting = StartersByPool(rules.block)
         """VMs that run and have no ports because there are none."""
         self.rules = rules
         """How ports are dealt out."""
         self._resolver = Resolver(rules.defaults, sizing.policy_words())
         self._resync_at: dict[NodeName, float] = {}
-        self.forecast = Forecast()
+        self.forecasts: dict[str, Forecast] = {}
+        """Of the free ports of each pool."""
         self._rollout = Rollout(
             self.fleet,
             self.sessions,
@@ -142,7 +143,7 @@ class Manager:
                 patience=rules.patience,
             ),
             self.wishes,
-            lambda uuid: self.sizer.contention.others_wait(uuid),
+            lambda leaving: self.sizer.contention_at(leaving).others_wait(leaving.domain),
             now,
         )
         self.edge_service = self._rollout.edge_service
@@ -154,6 +155,7 @@ class Manager:
         self.forwards = Forwards(
             self.fleet,
             self.running.hosts,
+            self.sizer.eligible,
             lambda name: rules.quota.of(self.fleet.nodes.get(name)),
             self._rollout.hold_down_end,
         )
@@ -406,6 +408,15 @@ class Manager:
             refused = {vm.domain: vm.reason for vm in applied.refused}
             self._rollout.on_applied(session, applied.generation, now, refused)
 
+    def _note_forecasts(self, now: float) -> None:
+        space = self.fleet.space
+        for gone in self.forecasts.keys() - space.pools:
+            del self.forecasts[gone]
+        for pool in space.pools:
+            if (forecast := self.forecasts.get(pool)) is None:
+                forecast = self.forecasts[pool] = Forecast()
+            forecast.note(now, space.free_ports(pool))
+
     def fence(self, name: NodeName, now: float, *, fenced: bool) -> None:
         """
         The operator vouches that a node forwards nothing any more, or takes that back.
@@ -480,6 +491,9 @@ class Manager:
         if vm is None:
             raise NotFound("VM", uuid, "see `virt-ports list --all`")
         self._resolver.check(wishes)
+        before = vm.operator_wishes
+        if (wishes.pool, wishes.address) != (before.pool, before.address):
+            eligible.check(self.fleet.space, wishes)
         self.fleet.record(PutVM(dataclasses.replace(vm, operator_wishes=wishes)))
 
     # Time
@@ -525,7 +539,8 @@ class Manager:
         self.forwards.tick(now, self.sessions)
         self.pool.tick(now)
         self.sizer.leave_own_ports(now)
+        self.sizer.follow_wishes(now)
         self.sizer.compact(now)
-        self.forecast.note(now, self.fleet.space.free_ports)
+        self._note_forecasts(now)
         self.sizer.relieve(now)
         self.sizer.tick(now)

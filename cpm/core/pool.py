@@ -16,11 +16,12 @@ from cpm.core.journal import JournalEvent
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
 from cpm.protocol import overlaps
-from cpm.protocol.bounds import MAX_EXTERNALS
-from cpm.protocol.errors import AddressOverlaps, Conflict, PortsInUse
+from cpm.protocol.bounds import MAX_EXTERNALS, short
+from cpm.protocol.errors import AddressOverlaps, Conflict, InvalidRequest, PortsInUse
 from cpm.protocol.model import AllocationState, ExternalAddress, Node, NodeName, Role
 from cpm.protocol.overlaps import Use
 from cpm.protocol.own_ports import KeptPorts, OwnAddress
+from cpm.protocol.wishes import pool_name
 
 
 class Pool:
@@ -44,13 +45,19 @@ class Pool:
 
     def add_addresses(self, addresses: Iterable[ExternalAddress], now: float) -> None:
         """
-        Add external addresses, or replace the reserved ports of those that are there: all of them or none.
+        Add external addresses, or replace pool and reserved ports of those that are there: all of them or none.
 
+        VMs that have ports on an address keep them; those that are not to be in its new pool get their next ones
+        elsewhere.
+
+        :raise InvalidRequest: When the name of a pool is none.
         :raise AddressOverlaps: When one is an internal address, or that of a host.
         :raise PortsInUse: When a VM holds a port that is to be reserved.
         :raise Conflict: When there would be more than :data:`~cpm.protocol.bounds.MAX_EXTERNALS`.
         """
         addresses = tuple(addresses)
+        for pool in dict.fromkeys(each.pool for each in addresses):
+            _check_name(pool)
         known = {each.address for each in self._fleet.space.addresses}
         if len(known | {each.address for each in addresses}) > MAX_EXTERNALS:
             raise Conflict(f"a pool has at most {MAX_EXTERNALS} addresses; remove some first, or add fewer")
@@ -111,3 +118,10 @@ class Pool:
             if node.underlay == address and Role.EDGE not in node.roles:
                 remedy = "its packets would not reach an edge; use an address that is routed to the edges"
                 raise AddressOverlaps(address, f"it is the underlay address of host {node.name}", remedy)
+
+
+def _check_name(pool: str) -> None:
+    try:
+        pool_name(pool)
+    except ValueError as error:
+        raise InvalidRequest(f"pool {short(pool)}: {error}") from None

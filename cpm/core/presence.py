@@ -15,10 +15,12 @@ from ipaddress import IPv4Address
 from cpm.core import moves
 from cpm.core.changes import Notice, PutVM
 from cpm.core.claims import Claim, Claims
+from cpm.core.eligible import Eligible, where_it_is
 from cpm.core.fleet import Fleet
 from cpm.core.forwards import Forwards
 from cpm.core.journal import JournalEvent
 from cpm.core.lifecycle import AllocationEvent
+from cpm.core.placement import NoRoomError, Placement
 from cpm.core.quotas import Quota
 from cpm.core.rollout.node_sync import NodeSync
 from cpm.core.rollout.steps import Rollout
@@ -26,7 +28,7 @@ from cpm.core.running import RunningVMs
 from cpm.core.sizing.resizing import choose_first
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.sizer import Sizer
-from cpm.core.sizing.starters import Starters
+from cpm.core.sizing.starters import NO_POOL, StartersByPool
 from cpm.core.twins import Twins
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import cut
@@ -67,7 +69,7 @@ class VMPresence:
         fleet: Fleet,
         sessions: dict[NodeName, NodeSync],
         running: RunningVMs,
-        waiting: Starters,
+        waiting: StartersByPool,
         claims: Claims,
         twins: Twins,
         forwards: Forwards,
@@ -331,19 +333,45 @@ class VMPresence:
         if left < floor:
             # Not among those for which others give back.
             raise QuotaReached(vm.node, "ports", self._quota(vm.node).ports)
-        self._waiting.add(vm.uuid, floor)
+        wished = self._sizer.eligible(vm)
+        self._waiting.add(vm.uuid, floor, NO_POOL if wished.is_pinned or wished.problem else wished.pool)
         if self._fleet.unwritable is not None:
             raise self._fleet.unwritable
         if why := self._fleet.why_no_new:
             raise LedgerDoubted(why)
         initial = min(max(self._rules.initial, floor), wishes.cap.value)
-        wanted = min(left, self._sizer.contention.start_allowance(vm, initial, floor))
-        strict = self._rules.strict_pairing
-        space = self._fleet.space
-        placement = choose_first(space, vm, wanted, floor, strict=strict, comes_from_another=comes_from_another)
+        try:
+            placement = self._first_range(vm, wished, min(left, initial), floor, comes_from_another=comes_from_another)
+        except NoRoomError:
+            held = self._where_it_was(vm) if comes_from_another else None
+            if held is None:
+                raise
+            # It goes on where it was, as it would have without the migration.
+            placement = self._first_range(vm, held, min(left, initial), floor, comes_from_another=True)
         reserved = moves.reserve(self._fleet, vm.uuid, vm.node, placement, now)
         self._rollout.on_reserved(reserved.id, is_fresh=not placement.reclaimed)
         self._waiting.discard(vm.uuid)
+
+    def _first_range(self, vm: VM, where: Eligible, most: int, floor: int, *, comes_from_another: bool) -> Placement:
+        """:raise NoRoomError: When there is no room for the floor."""
+        where.require(floor)
+        return choose_first(
+            self._fleet.space,
+            vm,
+            self._sizer.contention_in(where.pool).start_allowance(vm, most, floor),
+            floor,
+            strict=self._rules.strict_pairing,
+            comes_from_another=comes_from_another,
+            among=where.addresses,
+        )
+
+    def _where_it_was(self, vm: VM) -> Eligible | None:
+        """Return where a VM has had ports until now; None: nowhere."""
+        held = self._fleet.of(vm.uuid)
+        if not held:
+            return None
+        external = max(held, key=lambda each: each.since).external
+        return where_it_is(self._fleet.space, self._sizer.eligible(vm), external)
 
     def _quota(self, node: NodeName) -> Quota:
         return self._rules.quota.of(self._fleet.nodes.get(node))

@@ -356,8 +356,10 @@ def _put_addresses(fleet: Fleet, mapped: _Mapped) -> None:
         address = known.get(external)
         before = (PortRange(FIRST_PORT, LAST_PORT),) if address is None else address.reserved
         reserved = tuple(rest for ports in before for rest in ports.without(used))
-        if address is None or reserved != address.reserved:
+        if address is None:
             fleet.record(PutAddress(ExternalAddress(external, reserved)))
+        elif reserved != address.reserved:
+            fleet.record(PutAddress(dataclasses.replace(address, reserved=reserved)))
 
 
 def _hosts(fleet: Fleet) -> dict[IPv4Address, NodeName]:

@@ -14,13 +14,14 @@ import dataclasses
 import enum
 import math
 from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Any, Final, Generic, TypeVar
 
 from cpm.protocol.bounds import MAX_FORWARD_PORTS
 from cpm.protocol.errors import InvalidRequest
-from cpm.protocol.model import UNLIMITED, VM, DomainUUID, Filtering, Wishes
-from cpm.protocol.wishes import KEYS, MAXIMUM_PORTS, MAXIMUM_WEIGHT, NONE
+from cpm.protocol.model import DEFAULT_POOL, UNLIMITED, VM, DomainUUID, Filtering, Wishes
+from cpm.protocol.wishes import KEYS, MAXIMUM_PORTS, MAXIMUM_WEIGHT, NONE, pool_name
 
 _T = TypeVar("_T")
 
@@ -72,6 +73,10 @@ class EffectiveWishes:
     """Who reaches its sockets from outside."""
     pcp: EffectiveValue[int]
     """Ports that the guest may have mapped when it asks (PCP, NAT-PMP)."""
+    pool: EffectiveValue[str]
+    """Name of the pool that its ranges come from."""
+    address: EffectiveValue[IPv4Address | None]
+    """The only external address that its ranges are on; None: any of the pool."""
     ignored: tuple[str, ...] = ()
     """For each wish that is not in effect, the reason in a sentence."""
 
@@ -94,6 +99,9 @@ class Defaults:
     """Who reaches its sockets from outside."""
     pcp: int = 0
     """Ports that a guest may have mapped when it asks: none, so that nothing is open that nobody wished."""
+    pool: str = DEFAULT_POOL
+    address: IPv4Address | None = None
+    """The only external address; None: any of the pool."""
     bounds: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=lambda: LIMIT_BOUNDS)
     """The least and the greatest value that a wish may give to either of these two, by its field's name."""
 
@@ -187,6 +195,14 @@ def _fit_floor_and_cap(
     return EffectiveValue(min(defaults.floor, cap.value), origin), cap, [why]
 
 
+def _why_no_name(pool: str) -> str | None:
+    try:
+        pool_name(pool)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _invalid_reason(name: str, value: Any, policies: Collection[str], defaults: Defaults) -> str | None:
     """Return why a value is invalid; None: it is valid."""
     if name in ("floor", "cap"):
@@ -195,8 +211,11 @@ def _invalid_reason(name: str, value: Any, policies: Collection[str], defaults: 
         return None if 1 <= value <= MAXIMUM_WEIGHT else f"use 1 to {MAXIMUM_WEIGHT}"
     if name == "policy":
         return None if value in policies else f"there is no such policy; use one of {', '.join(sorted(policies))}"
-    if name == "filtering":
+    if name in ("filtering", "address"):
         return None  # by its type
+    if name == "pool":
+        # Whether there is one of that name is asked where ports are chosen: it may come later (cpm.core.eligible).
+        return _why_no_name(value)
     if name == "pcp":
         return None if 0 <= value <= MAX_FORWARD_PORTS else f"use on, off, or up to {MAX_FORWARD_PORTS} ports"
     if name in defaults.bounds:

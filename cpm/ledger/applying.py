@@ -34,7 +34,7 @@ from cpm.core.changes import (
 from cpm.core.journal import JournalEvent
 from cpm.ledger import rows
 from cpm.protocol.errors import AddressInUse, Conflict, Overloading
-from cpm.protocol.model import Allocation, AllocationId, PortRange, coalesce
+from cpm.protocol.model import DEFAULT_POOL, Allocation, AllocationId, PortRange, coalesce
 
 ACTS_KEPT: Final = 100_000
 """Entries of the record of operators' changes that are kept: about 30 MB with requests of the usual length."""
@@ -115,12 +115,29 @@ def _drop_node(connection: sqlite3.Connection, change: DropNode, now: float) -> 
 
 def _put_address(connection: sqlite3.Connection, change: PutAddress, now: float) -> None:
     external = str(change.address.address)
-    connection.execute("INSERT OR IGNORE INTO addresses (address) VALUES (?)", (external,))
+    pool = change.address.pool
+    (before,) = connection.execute("SELECT pool FROM addresses WHERE address = ?", (external,)).fetchone() or (None,)
+    if before is None:
+        connection.execute("INSERT INTO addresses (address, pool) VALUES (?, ?)", (external, pool))
+    elif before != pool:
+        connection.execute("UPDATE addresses SET pool = ? WHERE address = ?", (pool, external))
+    _note_pool(connection, external, pool)
     connection.execute("DELETE FROM reserved_ports WHERE external = ?", (external,))
     connection.executemany(
         "INSERT INTO reserved_ports (external, first, last) VALUES (?, ?, ?)",
         [(external, ports.first, ports.last) for ports in coalesce(change.address.reserved)],
     )
+
+
+def _note_pool(connection: sqlite3.Connection, external: str, pool: str) -> None:
+    """Note that later entries of the journal about an address are of this pool."""
+    query = "SELECT pool FROM address_pools WHERE external = ? ORDER BY number DESC LIMIT 1"
+    (noted,) = connection.execute(query, (external,)).fetchone() or (DEFAULT_POOL,)
+    if noted != pool:
+        connection.execute(
+            "INSERT INTO address_pools (external, after_seq, pool) SELECT ?, coalesce(max(seq), 0), ? FROM journal",
+            (external, pool),
+        )
 
 
 def _drop_address(connection: sqlite3.Connection, change: DropAddress, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import sqlite3
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from cpm.ledger import archive, chunks, export, rows
 from cpm.ledger.archive import GivingUp, Packing
 from cpm.ledger.connection import ledger_errors, roll_back
 from cpm.protocol.ledger_errors import JournalGap, JournalNotKept
+from cpm.protocol.model import DEFAULT_POOL
 from cpm.protocol.walltime import WallTime
 
 _ALL = Selection()
@@ -75,6 +77,7 @@ class JournalReader:
             self._refuse_gap(at)
             found = self._rows(query, str(external), port, port, *wanted)
             entry = found[0] if found else archive.owner_entry(self._connection, external, port, at)
+            [entry] = self._with_pools([entry]) if entry is not None else [None]
             since = archive.kept_since(self._connection)
         if entry is None and since is not None and at is not None and at.wall < since:
             raise JournalNotKept(since)
@@ -101,7 +104,7 @@ class JournalReader:
             found = list(itertools.islice(filter(selection.has, entries), limit))
             # Entries of one address are packed while older ones of another are not.
             packed = archive.newest(self._connection, vm, limit, selection, found)
-        return sorted(packed, key=lambda entry: entry.seq)[-limit:]
+            return self._with_pools(sorted(packed, key=lambda entry: entry.seq)[-limit:])
 
     def events(self, after_seq: int = 0, limit: int = 1000) -> list[JournalEntry]:
         """Return the entries after a position, oldest first. To go on, pass the ``seq`` of the last one."""
@@ -109,7 +112,7 @@ class JournalReader:
         with self._reading():
             found = self._rows(query, after_seq, limit)
             packed = archive.events(self._connection, after_seq, limit)
-        return sorted([*found, *packed], key=lambda entry: entry.seq)[:limit]
+            return self._with_pools(sorted([*found, *packed], key=lambda entry: entry.seq)[:limit])
 
     def audit(self, limit: int = 100, selection: Selection = _ALL) -> list[AuditEntry]:
         """Return the newest ``limit`` entries of the record of operators' changes, oldest first."""
@@ -202,5 +205,23 @@ class JournalReader:
             if is_in:
                 raise JournalGap(WallTime.of(begin), WallTime.of(end) if end is not None else None)
 
+    def _with_pools(self, entries: list[JournalEntry]) -> list[JournalEntry]:
+        """Return the entries with the pools that their addresses belonged to."""
+        named: dict[str, list[tuple[int, str]]] = {}
+        for external, after, pool in self._connection.execute(
+            "SELECT external, after_seq, pool FROM address_pools ORDER BY number"
+        ):
+            named.setdefault(external, []).append((after, pool))
+        if not named:
+            return entries
+        return [
+            dataclasses.replace(each, pool=_pool_at(named.get(str(each.external), []), each.seq)) for each in entries
+        ]
+
     def _rows(self, query: str, *parameters: object) -> list[JournalEntry]:
         return [rows.entry(row) for row in self._connection.execute(query, parameters)]
+
+
+def _pool_at(named: list[tuple[int, str]], seq: int) -> str:
+    """Return the pool of an entry. :param named: The pools of its address, in order, each with the entry before it."""
+    return next((pool for after, pool in reversed(named) if after < seq), DEFAULT_POOL)

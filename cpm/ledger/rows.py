@@ -148,11 +148,12 @@ def _roles_text(roles: frozenset[Role]) -> str:
 
 
 def addresses(names: Iterable[Row], reserved: Iterable[Row]) -> tuple[ExternalAddress, ...]:
-    """Convert rows of addresses, and rows of (external, first, last) ordered by first port."""
-    ports: dict[str, list[PortRange]] = {name: [] for (name,) in names}
+    """Convert rows of (address, pool), and rows of (external, first, last) ordered by first port."""
+    pools: dict[str, str] = dict(names)
+    ports: dict[str, list[PortRange]] = {name: [] for name in pools}
     for external, first, last in reserved:
         ports[external].append(PortRange(first, last))
-    return tuple(ExternalAddress(IPv4Address(name), tuple(ranges)) for name, ranges in ports.items())
+    return tuple(ExternalAddress(IPv4Address(name), tuple(ranges), pools[name]) for name, ranges in ports.items())
 
 
 def own_ports(row: Row) -> KeptPorts:
@@ -209,4 +210,5 @@ def owner(found: JournalEntry) -> PortOwner | None:
         ports=found.ports,
         state=found.state,
         since=found.at,
+        pool=found.pool,
     )

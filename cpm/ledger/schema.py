@@ -20,6 +20,7 @@ from sqlite_utils import Database
 
 from cpm.ledger.connection import APPLICATION_ID, roll_back
 from cpm.protocol.ledger_errors import LedgerError, SchemaTooNew
+from cpm.protocol.model import DEFAULT_POOL
 
 Migration: TypeAlias = Callable[[Database], None]
 
@@ -470,6 +471,27 @@ def _forwards(database: Database) -> None:
             database.execute(statement)
 
 
+_POOLS: Final = (
+    f"ALTER TABLE addresses ADD COLUMN pool TEXT NOT NULL DEFAULT '{DEFAULT_POOL}' CHECK (pool <> '')",
+    """CREATE TABLE address_pools (
+        number INTEGER PRIMARY KEY,
+        external TEXT NOT NULL,
+        after_seq INTEGER NOT NULL,
+        pool TEXT NOT NULL
+    ) STRICT""",
+)
+
+
+def _pools(database: Database) -> None:
+    """
+    Version 15: addresses belong to pools, which have names; those that are there to the default one.
+
+    Which entries of the journal are of which pool is in ``address_pools``: of an address, those after ``after_seq``.
+    """
+    for statement in _POOLS:
+        database.execute(statement)
+
+
 MIGRATIONS: Final[tuple[Migration, ...]] = (
     _ownership,
     _journal,
@@ -485,5 +507,6 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
     _gaps,
     _runs,
     _forwards,
+    _pools,
 )
 """All migrations, version 1 first. Append only: never edit a migration that was released."""

@@ -165,7 +165,7 @@ class SqliteLedger:
                 vms=tuple(rows.vm(row) for row in rows_of(f"SELECT {rows.VM_COLUMNS} FROM vms ORDER BY uuid")),  # noqa: S608
                 nodes=tuple(rows.node(row) for row in rows_of(f"SELECT {rows.NODE} FROM nodes ORDER BY name")),  # noqa: S608
                 addresses=rows.addresses(
-                    rows_of("SELECT address FROM addresses ORDER BY address"),
+                    rows_of("SELECT address, pool FROM addresses ORDER BY address"),
                     rows_of("SELECT external, first, last FROM reserved_ports ORDER BY external, first"),
                 ),
                 allocations=allocations,

@@ -75,6 +75,13 @@ JOURNAL: Final = (
     ),
     EventKind("within limits", "The VM has stayed within its limits for a minute.", is_notice=True),
     EventKind(
+        "misplaced",
+        "The VM's wishes name a pool, or an address, that does not exist or has no room: it stays where it is. "
+        "Add an address, or change the wish.", _WARNING,
+        is_notice=True,
+    ),
+    EventKind("placed", "For a minute the VM was not kept from where its wishes say.", is_notice=True),
+    EventKind(
         "claimed", "Another host says that it runs this VM, too; its ports stay where they are. Stop one of the two.",
         _WARNING, is_notice=True,
     ),

@@ -151,12 +151,18 @@ class AllocationState(enum.StrEnum):
     passed (RFC 6888 REQ-8)."""
 
 
+DEFAULT_POOL: Final = "default"
+"""The pool of addresses that were added to none by name, and of VMs that wish none."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExternalAddress:
-    """A public address of the pool and the ports on it that are never handed out."""
+    """A public address and the ports on it that are never handed out."""
 
     address: IPv4Address
     reserved: tuple[PortRange, ...] = ()
+    pool: Word = DEFAULT_POOL
+    """Name of the pool that it belongs to."""
 
 
 class ForwardProtocol(enum.StrEnum):
@@ -281,6 +287,10 @@ class Wishes:
     """Who reaches its sockets from outside."""
     pcp: WishedNumber | None = None
     """Ports that its guest may have mapped for it when it asks (PCP, NAT-PMP); 0: it may not ask."""
+    pool: Word | None = None
+    """Name of the pool that its ranges come from."""
+    address: IPv4Address | None = None
+    """The only external address that its ranges are on; it takes precedence over ``pool``."""
     forwards: Annotated[tuple[WishedForward, ...], Meta(max_length=MAX_FORWARDS)] = ()
     """Of the domain's XML only."""
     nonsense: Annotated[tuple[Sentence, ...], Meta(max_length=MAX_FEW)] = ()

@@ -6,6 +6,7 @@ The syntax of wishes about one VM, in the domain's XML and on the command line o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any, Final
@@ -44,6 +45,8 @@ KEYS: Final = {
     "connection-rate": "connection_rate",
     "filtering": "filtering",
     "pcp": "pcp",
+    "pool": "pool",
+    "address": "address",
 }
 """Name of each wish as people write it (XML attribute, key of ``virt-ports set``), and its field of :class:`Wishes`."""
 
@@ -153,6 +156,20 @@ def _policy_name(text: str) -> str:
     return text
 
 
+_POOL_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}", re.ASCII)
+
+
+def pool_name(text: str) -> str:
+    """
+    Return the name of a pool: it is part of commands that operators copy to a shell, and no address looks like one.
+
+    :raise ValueError: When it is none.
+    """
+    if not _POOL_NAME.fullmatch(text):
+        raise ValueError("use a letter, then letters, digits, dots, dashes and underscores, at most 63")
+    return text
+
+
 def _filtering(text: str) -> Filtering:
     try:
         return Filtering(text)
@@ -170,4 +187,6 @@ _PARSERS: Final[Mapping[str, Callable[[str], Any]]] = {
     "connection-rate": _whole_number,
     "filtering": _filtering,
     "pcp": _mapped_ports,
+    "pool": pool_name,
+    "address": _address,
 }

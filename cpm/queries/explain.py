@@ -20,7 +20,7 @@ from cpm.core.sizing.observation import AtHostQuota, GiveBack, NoInternalAddress
 from cpm.core.spans import span
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import InternalPoolExhausted, QuotaReached
-from cpm.protocol.model import PortRange
+from cpm.protocol.model import DEFAULT_POOL, PortRange
 from cpm.protocol.wishes import KEYS
 
 RULES: Final[Mapping[str, str]] = {
@@ -58,6 +58,8 @@ class PoolFacts:
     leaving: int
     """Draining or held."""
     longest_free: int
+    name: str
+    """Of the pool."""
     addresses: int
     """Number of external addresses."""
     short: bool
@@ -109,6 +111,8 @@ class Facts:
     fair_share: int | None
     """The ports that it is entitled to; None: ports are not short."""
     wishes: EffectiveWishes
+    not_moved: str
+    """Why it has its ports elsewhere than it is to, as part of a sentence; empty: it does not."""
     now: float
     """Ledger time."""
 
@@ -189,7 +193,7 @@ def _last_decision(vm: Facts) -> tuple[str, ...]:
 
 
 def _shortage(vm: Facts) -> tuple[str, ...]:
-    lines = [f"Refused: {vm.refusal}." if vm.refusal else ""]
+    lines = [_sentence(vm.not_moved), f"Refused: {vm.refusal}." if vm.refusal else ""]
     if vm.want is not None:
         lines.append(f"It has waited {max(0.0, vm.now - vm.want.since):.0f} s for {vm.want.ports} ports in total.")
     if vm.fair_share is not None:
@@ -202,18 +206,19 @@ def _wishes(vm: Facts) -> tuple[str, ...]:
     for key, name in KEYS.items():
         chosen = getattr(vm.wishes, name)
         value = "never" if chosen.value is None else f"{chosen.value:g} s" if key == "drain-limit" else chosen.value
-        value = "off" if key == "pcp" and not value else value
+        value = "off" if key == "pcp" and not value else "any" if key == "address" and chosen.value is None else value
         parts.append(f"{key} {value} ({chosen.origin})")
     return (f"Bounds: {', '.join(parts)}.", *(f"Ignored: {why}." for why in vm.wishes.ignored))
 
 
 def _pool(pool: PoolFacts) -> tuple[str, ...]:
     if not pool.addresses:
-        return ("The pool has no external address: add one with `virt-ports pool add`.",)
+        option = "" if pool.name == DEFAULT_POOL else f" --pool {pool.name}"
+        return (f"Pool {pool.name} has no external address: add one with `virt-ports pool add ADDRESS{option}`.",)
     waiting = f" VMs that lack ports: {pool.waiting}." if pool.waiting else ""
     state = (
-        f"Pool: {pool.free} of {pool.total} ports are free (external addresses: {pool.addresses}, longest free run: "
-        f"{pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
+        f"Pool {pool.name}: {pool.free} of {pool.total} ports are free (external addresses: {pool.addresses}, longest "
+        f"free run: {pool.longest_free}), {pool.leaving} are draining or held.{waiting}"
     )
     held = ", ".join(f"{each.name} {each.ports}" + _in_use_text(each) for each in pool.holders)
     stopped = f"No VM gets new ports at present: {pool.unwritable}." if pool.unwritable else ""

@@ -10,7 +10,9 @@ import heapq
 
 from cpm.api import handlers, operations
 from cpm.api.views import ExplainView, HolderView
+from cpm.core.forecast import Forecast
 from cpm.core.manager import Manager
+from cpm.core.sizing.contention import Contention
 from cpm.core.sizing.observation import Observation
 from cpm.core.sizing.policies.specification import demand_score
 from cpm.protocol.model import VM, AllocationState
@@ -33,7 +35,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
     :raise Ambiguous: When several running VMs have that name.
     """
     vm = find(manager, name)
-    facts, pool = _facts(manager, vm, now), _pool_facts(manager, now)
+    facts, pool = _facts(manager, vm, now), _pool_facts(manager, vm, now)
     decision, want = facts.decision, facts.want
     observation = manager.sizer.observed.get(vm.uuid)
     return ExplainView(
@@ -53,6 +55,7 @@ def explanation(manager: Manager, name: str, now: float) -> ExplainView:
         fair_share=facts.fair_share,
         wishes=tuple(wish_view(key, getattr(facts.wishes, name)) for key, name in KEYS.items()),
         ignored=facts.wishes.ignored,
+        pool=pool.name,
         pool_total=pool.total,
         pool_free=pool.free,
         pool_leaving=pool.leaving,
@@ -69,7 +72,8 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
     observation = manager.sizer.observed.get(vm.uuid) or Observation()
     measured, current = observation.measured, current_range(manager, vm)
     reserved = manager.fleet.one(vm.uuid, AllocationState.RESERVED)
-    short = _is_short(manager, now)
+    contention = manager.sizer.contention_of(vm)
+    short = _is_short(manager, contention, now)
     leaving = sum(each.ports.size for each in manager.fleet.of(vm.uuid) if each.id in manager.fleet.leaving)
     overflow = observation.overflow if leaving else None
     return explain.Facts(
@@ -85,29 +89,35 @@ def _facts(manager: Manager, vm: VM, now: float) -> explain.Facts:
         refusal=explain.refusal_text(observation.refusal) if observation.refusal is not None else "",
         give_back=explain.give_back_text(observation.give_back) if observation.give_back is not None else "",
         overflow=explain.overflow_text(overflow) if overflow is not None else "",
-        want=manager.sizer.contention.want(vm.uuid),
+        want=contention.want(vm.uuid),
         waits_to_start=vm.uuid in manager.waiting,
         new_range=reserved.ports if reserved is not None else None,
         awaited=manager.awaited(reserved) if reserved is not None else (),
-        fair_share=manager.sizer.contention.fair_share(vm, manager.cap(vm), now) if short else None,
+        fair_share=contention.fair_share(vm, manager.cap(vm), now) if short else None,
+        not_moved=manager.sizer.why_not_moved(vm),
         wishes=manager.wishes(vm),
         now=now,
     )
 
 
-def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
-    space = manager.fleet.space
+def _pool_facts(manager: Manager, vm: VM, now: float) -> explain.PoolFacts:
+    """Gather the facts about the pool in which a VM's ports count."""
+    space, contention = manager.fleet.space, manager.sizer.contention_of(vm)
+    pool = contention.pool
+    addresses, forecast = space.in_pool(pool), manager.forecasts.get(pool) or Forecast()
+    leaving = (each for each in manager.fleet.leaving.values() if each.external in addresses)
     return explain.PoolFacts(
-        total=space.total_ports,
-        free=space.free_ports,
-        leaving=sum(each.ports.size for each in manager.fleet.leaving.values()),
-        longest_free=space.longest_free(),
-        addresses=len(space.addresses),
-        short=_is_short(manager, now),
-        waiting=len(manager.waiting) + manager.sizer.contention.waiting_to_grow,
-        holders=_holders(manager),
-        per_minute=manager.forecast.per_minute(),
-        empty_in_s=manager.forecast.empty_in_s(space.free_ports),
+        name=pool,
+        total=space.total_ports(pool),
+        free=space.free_ports(pool),
+        leaving=sum(each.ports.size for each in leaving),
+        longest_free=space.longest_free(addresses),
+        addresses=len(addresses),
+        short=_is_short(manager, contention, now),
+        waiting=len(manager.waiting.of(pool)) + contention.waiting_to_grow + len(contention.moving),
+        holders=_holders(manager, pool),
+        per_minute=forecast.per_minute(),
+        empty_in_s=forecast.empty_in_s(space.free_ports(pool)),
         held_up=tuple(
             node_states.held_text(name, held, now) for name, held in sorted(node_states.held_up(manager, now).items())
         ),
@@ -115,15 +125,17 @@ def _pool_facts(manager: Manager, now: float) -> explain.PoolFacts:
     )
 
 
-def _is_short(manager: Manager, now: float) -> bool:
+def _is_short(manager: Manager, contention: Contention, now: float) -> bool:
     # While nothing can be written, or the ledger is not believed, VMs wait for that, and not for ports.
-    return manager.fleet.unwritable is None and not manager.fleet.why_no_new and manager.sizer.contention.is_short(now)
+    return manager.fleet.unwritable is None and not manager.fleet.why_no_new and contention.is_short(now)
 
 
-def _holders(manager: Manager) -> tuple[explain.Holder, ...]:
+def _holders(manager: Manager, pool: str) -> tuple[explain.Holder, ...]:
+    addresses, leaving = manager.fleet.space.in_pool(pool), manager.fleet.leaving
     held = (
-        (sum(each.ports.size for each in manager.fleet.of(uuid) if each.id not in manager.fleet.leaving), vm)
+        (sum(each.ports.size for each in mine if each.id not in leaving and each.external in addresses), vm)
         for uuid, vm in manager.fleet.vms.items()
+        if (mine := manager.fleet.of(uuid))
     )
     some = (each for each in held if each[0])
     largest = heapq.nsmallest(TOP_HOLDERS, some, key=lambda each: (-each[0], each[1].name))

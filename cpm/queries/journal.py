@@ -103,6 +103,7 @@ def events(entries: Sequence[JournalEntry]) -> list[EventView]:
             entry.external,
             entry.ports.first,
             entry.ports.last,
+            pool=entry.pool,
         )
         for entry in entries
     ]
@@ -127,6 +128,7 @@ def _owner(held: PortOwner, port: int, at: UtcSeconds) -> WhoisView:
         held.ports.last,
         held.state,
         held.since.seconds,
+        pool=held.pool,
     )
 
 

@@ -64,7 +64,7 @@ def _site(manager: Manager) -> Iterator[str]:
     yield declared.RESTORING.one(manager.restoring is not None)
     yield declared.REFUSED_DECISIONS.one(fleet.refusals.count)
     yield declared.CLOCK_STEPS.one(sum(step.is_set for step in fleet.timeline.steps))
-    lacking = {"start": len(manager.waiting), "growth": manager.sizer.contention.waiting_to_grow}
+    lacking = {"start": len(manager.waiting), "growth": sum(each.waiting_to_grow for each in manager.sizer.contentions)}
     yield _by_word(declared.LACKING, lacking)
     ongoing = manager.sizer.notices.ongoing()
     yield declared.SHORT.text(((event.value,), count) for event, count in ongoing.items())

@@ -19,6 +19,7 @@ from cpm.api.views import AddressDetail, AddressView, OwnPortsView, RangeView
 from cpm.core.fleet import Fleet
 from cpm.core.manager import Manager
 from cpm.protocol.bounds import FIRST_PORT
+from cpm.protocol.errors import NotFound
 from cpm.protocol.model import AllocationState, ExternalAddress
 from cpm.protocol.walltime import UtcSeconds
 from cpm.queries import pages
@@ -41,6 +42,7 @@ _ORDERS: Final[Mapping[str, Callable[[AddressView], Any]]] = MappingProxyType(
 def addresses(
     manager: Manager,
     match: Patterns = EVERYTHING,
+    pool: str | None = None,
     sort: str = "address",
     limit: int | None = None,
     after: IPv4Address | None = None,
@@ -50,13 +52,18 @@ def addresses(
 
     For the parameters see :data:`cpm.api.operations.LIST_POOL`.
 
+    :raise NotFound: When there is no such pool.
     :raise InvalidRequest: When ``after`` is given with another order than that of addresses.
     """
+    if pool is not None and pool not in manager.fleet.space.pools:
+        raise NotFound("pool", pool, "see `virt-ports pool list`")
     pages.check_order(sort, "address", after)
     found = [
         address
         for address in manager.fleet.space.addresses
-        if match.fit(str(address.address)) and (after is None or address.address > after)
+        if match.fit(str(address.address))
+        and (pool is None or address.pool == pool)
+        and (after is None or address.address > after)
     ]
     if sort == "address":
         found = pages.page(found, lambda each: int(each.address), limit)
@@ -125,10 +132,11 @@ def address_view(manager: Manager, address: ExternalAddress) -> AddressView:
         ports_total=usage.free + usage.taken,
         ports_allocated=usage.taken - leaving,
         ports_leaving=leaving,
-        longest_free=space.longest_free(address.address),
+        longest_free=space.longest_free((address.address,)),
         domains=len({a.domain for a in held if a.state in (_State.ACTIVE, _State.RESERVED)}),
         reserved=address.reserved,
         ports_own=sum(ports.size for ports in space.own_ports(address.address) if ports.first >= FIRST_PORT),
+        pool=address.pool,
     )
 
 

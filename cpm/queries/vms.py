@@ -193,11 +193,13 @@ def summary(manager: Manager, vm: VM, now: float) -> DomainView:
         last_port=current.ports.last if current else None,
         ports_in_use=measured.ports_in_use if measured is not None and current else None,
         state=_state(manager, vm, current),
-        problem=node_states.refused_at(manager, vm.uuid)
+        problem=_no_pool(manager, vm, current)
+        or node_states.refused_at(manager, vm.uuid)
         or _problem(manager, vm)
         or _waits_for(manager, vm, now)
         or _common_uuid(manager, vm),
-        leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), ""),
+        leaving=next(filter(None, (_why_left(manager, held) for held in manager.fleet.of(vm.uuid))), "")
+        or manager.sizer.why_not_moved(vm),
         ports_held=sum(held.ports.size for held in manager.fleet.all_of(vm.uuid)),
         cap=manager.wishes(vm).cap.value,
     )
@@ -216,7 +218,8 @@ def _why_left(manager: Manager, allocation: Allocation) -> str:
 
 def wish_view(key: str, chosen: EffectiveValue[Any]) -> WishView:
     """Return the value in effect of one wish, with its origin."""
-    return WishView(key, chosen.value, chosen.origin)
+    value = chosen.value
+    return WishView(key, str(value) if isinstance(value, IPv4Address) else value, chosen.origin)
 
 
 def _guest(guest: GuestView) -> GuestAgentView:
@@ -241,6 +244,11 @@ def _waits_for(manager: Manager, vm: VM, now: float) -> str:
         return ""
     names = {name for each in manager.fleet.all_of(vm.uuid) for name in node_states.waits_for(manager, each, now)[1]}
     return f"its ports wait for {', '.join(sorted(names))}; see `virt-ports node list`" if names else ""
+
+
+def _no_pool(manager: Manager, vm: VM, current: Allocation | None) -> str:
+    """Return why a VM waits for ports that no VM could get; empty: it does not."""
+    return manager.sizer.eligible(vm).problem if current is None and vm.uuid in manager.present else ""
 
 
 def _claimed_by(manager: Manager, vm: VM) -> NodeName | None:

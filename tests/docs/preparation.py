@@ -79,6 +79,7 @@ BEFORE: Final[Mapping[tuple[str, str], Preparation]] = {
     (EXAMPLES, "virt-ports backup /backup/ledger-monday.db"): _typed("mkdir /backup"),
     (EXAMPLES, "virt-ports config check ./cpmd.toml"): _typed("cp /etc/virt-ports/cpmd.toml ."),
     (EXAMPLES, "virt-ports node approve host3"): _asks("host3"),
+    (EXAMPLES, "virt-ports set web2 pool=mail"): _typed("virt-ports pool add 203.0.113.8 --pool mail"),
     (EXAMPLES, "virt-ports node remove host2"): _scrapped("host2"),
     (EXAMPLES, "virt-ports node fence host2"): _dead_host,
     ("journal.md", read(DOCS / "reference/journal.md")[0].command): _typed(

@@ -27,7 +27,8 @@ available); claimed (another host says that it runs there, too; see 'show');
 misrouted (its packets do not go where they should; see 'show'); unreachable
 (its host is not connected; its traffic goes on); gone; not managed, with the
 reason: it gets no ports. 'leaving' says why a VM gets other ports than it
-holds: a machine uses some of them itself.
+holds: a machine uses some of them itself, or its wishes name another pool or
+address.
 'In use' counts ports of the active range; '-' means not measured yet."""
 
 _COLOURS = {
@@ -41,6 +42,7 @@ _COLOURS = {
     "gone": render.Colour.GREY,
     "not managed": render.Colour.GREY,
 }
+_EXPLAINED = frozenset({"gone", "misrouted", "not managed", "waiting"})
 _STATES = tuple(state.replace(" ", "-") for state in _COLOURS)
 
 VERB = parsing.Verb(10, "list VMs and their ports", about=_ABOUT, examples=_EXAMPLES)
@@ -82,6 +84,6 @@ def _row(view: DomainView) -> tuple[object, ...]:
 
 def _state(view: DomainView) -> render.Painted:
     problem = view.problem.split(";")[0]
-    state = f"{view.state}: {problem}" if problem and view.state in {"gone", "misrouted", "not managed"} else view.state
+    state = f"{view.state}: {problem}" if problem and view.state in _EXPLAINED else view.state
     text = f"{state}, leaving: {view.leaving}" if view.leaving else state
     return render.Painted(text, _COLOURS.get(view.state))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cpm.api.views import AddressDetail, AddressView, RangeView
 
-HEADER = ("Address", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Own", "Reserved")
+HEADER = ("Address", "Pool", "Ports", "Allocated", "Leaving", "Longest free", "VMs", "Own", "Reserved")
 RANGES_HEADER = ("Ports", "Name", "UUID", "Node", "State", "Since")
 OWN_HEADER = ("Own ports", "Node", "For", "State")
 
@@ -23,6 +23,8 @@ _EXAMPLES = """\
   virt-ports pool show 203.0.113.1
   virt-ports pool add 203.0.113.1
   virt-ports pool add 203.0.113.0/29 --reserved 5060,9000-9100
+  virt-ports pool add 203.0.113.8 --pool mail
+  virt-ports pool list --pool mail
   virt-ports pool remove 203.0.113.4"""
 
 _ADD_ABOUT = """\
@@ -32,7 +34,13 @@ deliver the addresses to an edge, by a route or by ARP: that is not checked here
 but `virt-ports doctor` on the edge looks at it. A VM gets ports below 1024 only
 by a forward that names them. If one address cannot be added, none is. Without
 --reserved, an address that is in the pool keeps its reserved ports;
-'--reserved none' gives them back."""
+'--reserved none' gives them back.
+
+A VM gets ports of the pool that it wishes ('virt-ports set VM pool=mail', or
+metadata), else of 'default'; so an address of any other pool serves only VMs
+that wish it. An address that is in a pool moves to another one with --pool: VMs
+with ports on it that do not wish that pool get their next ones elsewhere, and no
+connection is cut."""
 
 _LIST_ABOUT = """\
 'Allocated' ports are active or reserved, 'Leaving' ones are draining or in their
@@ -47,6 +55,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     actions = verb.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
     shown = parsing.add_action(actions, "list", "list the addresses and what is free on them", about=_LIST_ABOUT)
     shown.add_argument("patterns", metavar="PATTERN", nargs="*", help="only such addresses: '203.0.113.*'")
+    shown.add_argument("--pool", metavar="NAME", help="only addresses of this pool")
     parsing.add_page(shown, ("address", "free", "allocated", "leaving", "vms"), "ADDRESS")
     show = parsing.add_action(
         actions, "show", "show which VMs hold which ports of one address", examples=_examples_of("show")
@@ -62,6 +71,7 @@ def add_arguments(verb: parsing.Parser) -> None:
     add.add_argument(
         "--reserved", metavar="PORTS", help="never hand out these ports, for example 5060,8000-8100; or none"
     )
+    add.add_argument("--pool", metavar="NAME", help="the pool that they belong to from now on (default: default)")
     remove = parsing.add_action(
         actions, "remove", "remove addresses on which no VM holds ports", examples=_examples_of("remove")
     )
@@ -89,7 +99,7 @@ def _list(args: argparse.Namespace) -> int:
     from cpm.api.operations import LIST_POOL
 
     sort = args.sort if args.sort != "address" else None
-    asked = {"match": args.patterns, "sort": sort, "after": parsing.address_of(args.after)}
+    asked = {"match": args.patterns, "pool": args.pool, "sort": sort, "after": parsing.address_of(args.after)}
     views = parsing.reader(args).call(LIST_POOL, limit=parsing.one_more(args.limit), **asked)
     views, more = parsing.page_of(views, args.limit, lambda view: str(view.address))
     more = more if sort is None else ""
@@ -102,7 +112,7 @@ def _add(args: argparse.Namespace) -> list[AddressView]:
     from cpm.cli import addresses
 
     reserved = None if args.reserved is None else addresses.parse_reserved(args.reserved)
-    request = PoolRequest(addresses=addresses.parse(args.addresses), reserved=reserved)
+    request = PoolRequest(addresses=addresses.parse(args.addresses), reserved=reserved, pool=args.pool)
     return parsing.client(args).call(ADD_TO_POOL, request)
 
 
@@ -131,8 +141,8 @@ _ACTIONS = {"add": _add, "remove": _remove}
 
 def _row(view: AddressView) -> tuple[object, ...]:
     return (
-        view.address, view.ports_total, view.ports_allocated, view.ports_leaving, view.longest_free, view.domains,
-        view.ports_own, _reserved_text(view),
+        view.address, view.pool, view.ports_total, view.ports_allocated, view.ports_leaving, view.longest_free,
+        view.domains, view.ports_own, _reserved_text(view),
     )  # fmt: skip
 
 

@@ -33,6 +33,14 @@ One or more of:
                        address-and-port-dependent: only whom it has sent to
   pcp=on|off|PORTS     whether its guest may have ports mapped when it asks by
                        PCP or NAT-PMP (normally off), and how many (on: {mapped})
+  pool=NAME            the pool that its ports come from (normally default; 'pool
+                       list' has them)
+  address=ADDRESS      the only external address that it may have ports on
+
+A VM that has ports when 'pool' or 'address' changes gets its new connections in
+the new place and keeps the open ones where they are. As long as there is no room
+it stays where it is, and 'list' and 'explain' say so; a VM that has no ports yet
+waits for them. Neither is ever given ports in another place instead.
 
 The VM's domain XML takes precedence over this, and this over the pool's
 defaults; `virt-ports show` prints the origin of each value. It applies from the
@@ -45,6 +53,8 @@ _EXAMPLES = """\
   virt-ports set web1 connections=262144 connection-rate=5000
   virt-ports set web1 filtering=endpoint-independent
   virt-ports set game1 pcp=on
+  virt-ports set web2 pool=mail
+  virt-ports set web2 address=203.0.113.8
   virt-ports set web1 --unset cap --unset weight"""
 
 

@@ -113,6 +113,8 @@ def _wish_text(key: str, value: float | str | None) -> str:
         return f"{value} ports" if value else "off"
     if key == "drain-limit":
         return "never" if value is None else f"{value:g} s"
+    if key == "address" and value is None:
+        return "any of the pool"
     return f"{value}/s" if key == "connection-rate" else str(value)
 
 

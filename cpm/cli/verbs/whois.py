@@ -75,6 +75,7 @@ def _owner(view: WhoisView) -> str:
         ("UUID", view.uuid),
         ("Node", view.node),
         ("External address", view.address),
+        ("Pool", view.pool),
         ("Port", view.port),
         ("At", render.moment(view.at)),
         ("Range", render.ports(view.first_port, view.last_port)),

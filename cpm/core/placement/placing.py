@@ -55,6 +55,7 @@ def place(
     domain: DomainUUID,
     wanted: int,
     *,
+    among: Collection[IPv4Address] | None = None,
     node: NodeName | None = None,
     prefer: IPv4Address | None = None,
     strict: bool = False,
@@ -68,6 +69,7 @@ def place(
     can be taken back, then by best fit. Ranges of the VM in other states are not touched.
 
     :param wanted: Ports; rounded up to whole blocks, clamped to what one address can hold.
+    :param among: The addresses that the VM may have ranges on; None: all.
     :param node: The VM's host: a range that drains on another host is not taken back before that host has confirmed
         that it no longer uses it. None: any.
     :param prefer: The external address the VM has, or had; None: that of the newest range it still holds, if any.
@@ -78,7 +80,7 @@ def place(
     """
     size = whole_blocks(wanted, space.block)
     searched: list[IPv4Address] = []
-    for addresses in _search_order(space, domain, prefer, strict=strict):
+    for addresses in _search_order(space, domain, prefer, among, strict=strict):
         searched += addresses
         found = _place_on_own(space, domain, size, addresses, node, free_in, least_free) or _place_on_free(
             space, domain, size, addresses
@@ -93,6 +95,7 @@ def place_larger(
     active: Allocation,
     wanted: int,
     *,
+    among: Collection[IPv4Address] | None = None,
     strict: bool = False,
     free_in: Mapping[AllocationId, int] = NOTHING_KNOWN,
     in_use: int = 0,
@@ -106,6 +109,7 @@ def place_larger(
     :param active: The range that new connections get now.
     :param wanted: Ports in total; rounded and clamped as in :func:`place`. When the active range has as many, it is
         returned.
+    :param among: As in :func:`place`; the address of the active range is one of them.
     :param strict: Never change the external address.
     :param free_in: As in :func:`place`; a range elsewhere has at least as many free ports as one in place would have.
     :param in_use: Ports of the active range that are in use.
@@ -118,6 +122,7 @@ def place_larger(
         space,
         active.domain,
         size,
+        among=among,
         node=active.node,
         prefer=active.external,
         strict=strict,
@@ -133,6 +138,7 @@ def place_overflow(
     least_free: int,
     free_in: Mapping[AllocationId, int],
     *,
+    among: Collection[IPv4Address] | None = None,
     strict: bool = False,
 ) -> Placement:
     """
@@ -146,6 +152,7 @@ def place_overflow(
         its range is full. None: only its own leaving ranges are considered.
     :param least_free: Free ports that the overflow range must have; half a block at least.
     :param free_in: Ports without a connection in the VM's draining and held ranges; others are not considered.
+    :param among: As in :func:`place`; the address of the active range is one of them.
     :param strict: Never change the external address.
     :raise PortsExhausted: When no range has enough free ports.
     """
@@ -157,14 +164,15 @@ def place_overflow(
         if (free := _free_ports(mine, free_in)) > max(worthwhile, mine.ports.size // RETURN_DIVISOR)
         and not space.have_own_ports(mine)
         and (not strict or mine.external == active.external)
+        and (among is None or mine.external in among)
     ]
     if known:
         _, most = max(known, key=lambda each: (each[0], -each[1].id))
         return Placement(most.external, most.ports, reclaimed=(most,))
-    groups = list(_search_order(space, active.domain, active.external, strict=strict))
+    groups = list(_search_order(space, active.domain, active.external, among, strict=strict))
     if lacking is not None:
         for addresses in groups:
-            longest = max((space.longest_free(address) for address in addresses), default=0)
+            longest = space.longest_free(addresses)
             size = min(whole_blocks(lacking, block), longest // block * block)
             while size >= max(worthwhile, block):
                 if found := _place_on_free(space, active.domain, size, addresses):
@@ -175,18 +183,18 @@ def place_overflow(
 
 
 def place_forward(
-    space: AddressSpace, domain: DomainUUID, size: int, address: IPv4Address | None = None
+    space: AddressSpace, domain: DomainUUID, size: int, among: Collection[IPv4Address] | None = None
 ) -> tuple[IPv4Address, PortRange]:
     """
     Choose ports for a forward of a VM, on the address that the VM has where that is possible.
 
     First from what is too short for a block, so that whole blocks stay for ranges; else the end of the shortest run.
 
-    :param address: The only address to search; None: any.
+    :param among: As in :func:`place`.
     :raise PortsExhausted: When no run is long enough.
     """
     searched: list[IPv4Address] = []
-    for addresses in [[address]] if address is not None else _search_order(space, domain, None, strict=False):
+    for addresses in _search_order(space, domain, None, among, strict=False):
         searched += addresses
         for each in addresses:
             runs = (run for run in space.free_runs(each) if run.size >= size)
@@ -235,17 +243,24 @@ def without_numbers_held_elsewhere(
 
 
 def _search_order(
-    space: AddressSpace, domain: DomainUUID, prefer: IPv4Address | None, *, strict: bool
+    space: AddressSpace,
+    domain: DomainUUID,
+    prefer: IPv4Address | None,
+    among: Collection[IPv4Address] | None,
+    *,
+    strict: bool,
 ) -> Iterator[list[IPv4Address]]:
     """Yield the addresses to search, in the order in which to search them: most often the first group has a place."""
+    among = space.known if among is None else among
     if prefer is None and (own := space.of(domain)):
         prefer = max(own, key=lambda allocation: allocation.since).external
-    if prefer is None:
-        yield list(space.known)
+    if prefer is None or (prefer not in among and space.has_address(prefer)):
+        # It has no address, or is to leave the one it has.
+        yield list(among)
         return
-    yield [prefer] if prefer in space.known else []
+    yield [prefer] if prefer in among else []
     if not strict:
-        yield [address for address in space.known if address != prefer]
+        yield [address for address in among if address != prefer]
 
 
 def _place_on_own(
@@ -348,6 +363,6 @@ def _no_room_error(space: AddressSpace, size: int, addresses: Sequence[IPv4Addre
         return NoRoomError(NoRoom(size, 0, Obstacle.NO_ADDRESS))
     if not addresses:
         return NoRoomError(NoRoom(size, 0, Obstacle.ADDRESS_GONE))
-    longest = max(space.longest_free(address) for address in addresses)
+    longest = space.longest_free(addresses)
     obstacle = Obstacle.OWN_NUMBERS if longest >= size else Obstacle.NO_FREE_RUN
     return NoRoomError(NoRoom(size, longest, obstacle, len(addresses), addresses[0]))

@@ -15,7 +15,9 @@ class Obstacle(enum.Enum):
     NO_ADDRESS = enum.auto()
     """The pool has no external address."""
     ADDRESS_GONE = enum.auto()
-    """The VM may only use an address that is no longer in the pool."""
+    """The VM may only use an address that is in no pool."""
+    NO_SUCH_POOL = enum.auto()
+    """The VM wishes a pool, or an address, that does not exist."""
     NO_FREE_RUN = enum.auto()
     """No free run is long enough."""
     OWN_NUMBERS = enum.auto()
@@ -40,6 +42,8 @@ class NoRoom:
     """Number of addresses searched."""
     first: IPv4Address | None = None
     """The first of them."""
+    wish: str = ""
+    """With ``NO_SUCH_POOL``: what does not exist, and the remedy."""
 
 
 class NoRoomError(PortsExhausted):
@@ -60,6 +64,8 @@ def _describe(no_room: NoRoom) -> str:
             return "no external address in the pool"
         case Obstacle.ADDRESS_GONE:
             return "its address is gone"
+        case Obstacle.NO_SUCH_POOL:
+            return no_room.wish
         case Obstacle.OWN_NUMBERS:
             return "the VM's own draining ports have these numbers on another address"
         case Obstacle.KEPT_FOR_STARTS:

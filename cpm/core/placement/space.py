@@ -32,9 +32,18 @@ class Usage:
     """Reserved by the operator, or kept for a machine and no VM's."""
 
 
+@dataclasses.dataclass(slots=True)
+class _Pool:
+    """The addresses of one pool, and the sums of their ports."""
+
+    addresses: dict[IPv4Address, None] = dataclasses.field(default_factory=dict)
+    free: int = 0
+    taken: int = 0
+
+
 class AddressSpace:
     """
-    All ports of the pool and their owners.
+    All ports of all pools and their owners.
 
     Every method is atomic: when it raises, nothing has changed.
 
@@ -54,10 +63,8 @@ class AddressSpace:
         """The same without forwards."""
         self._all: dict[AllocationId, Allocation] = {}
         self._own: dict[IPv4Address, tuple[PortRange, ...]] = {}
-        self.free_ports = 0
-        """Ports of all addresses that are neither allocated nor reserved."""
-        self.taken_ports = 0
-        """Ports of all addresses that belong to an allocation, in any state."""
+        self._pools: dict[str, _Pool] = {}
+        """Those that have an address."""
 
     @property
     def addresses(self) -> tuple[ExternalAddress, ...]:
@@ -70,9 +77,37 @@ class AddressSpace:
         return self._addresses.keys()
 
     @property
-    def total_ports(self) -> int:
-        """Ports of all addresses that can be handed out."""
-        return self.free_ports + self.taken_ports
+    def pools(self) -> KeysView[str]:
+        """The names of the pools, each of which has an address."""
+        return self._pools.keys()
+
+    def in_pool(self, pool: str) -> KeysView[IPv4Address]:
+        """Return the external addresses of a pool, in the order in which they were added; none: there is no such."""
+        return self._pool(pool).addresses.keys()
+
+    def pool_of(self, address: IPv4Address) -> str:
+        """
+        Return the name of the pool that an address belongs to.
+
+        :raise NotFound: When it belongs to none.
+        """
+        self._require_known(address)
+        return self._addresses[address].pool
+
+    def free_ports(self, pool: str | None = None) -> int:
+        """Return how many ports are neither allocated nor reserved. :param pool: Of this pool; None: of all."""
+        return self._pool(pool).free if pool is not None else sum(each.free for each in self._pools.values())
+
+    def taken_ports(self, pool: str | None = None) -> int:
+        """Return how many ports belong to an allocation, in any state. :param pool: As for :meth:`free_ports`."""
+        return self._pool(pool).taken if pool is not None else sum(each.taken for each in self._pools.values())
+
+    def total_ports(self, pool: str | None = None) -> int:
+        """Return how many ports can be handed out. :param pool: As for :meth:`free_ports`."""
+        return self.free_ports(pool) + self.taken_ports(pool)
+
+    def _pool(self, pool: str) -> _Pool:
+        return self._pools.get(pool) or _Pool()
 
     def has_address(self, address: IPv4Address) -> bool:
         """Return whether an address is in the pool."""
@@ -89,9 +124,12 @@ class AddressSpace:
         held = self._on.get(address.address, {})
         own = self._own.get(address.address, ())
         free = USABLE.without((*address.reserved, *own, *(allocation.ports for allocation in held.values())))
-        if address.address in self._addresses:
-            self.free_ports -= self.usage(address.address).free
-        self.free_ports += sum(run.size for run in free)
+        taken = sum(each.ports.size for each in held.values() if not _is_low(each))
+        self._leave_pool(address.address, address.pool)
+        pool = self._pools.setdefault(address.pool, _Pool())
+        pool.addresses[address.address] = None
+        pool.free += sum(run.size for run in free)
+        pool.taken += taken
         self._addresses[address.address] = address
         self._runs[address.address] = FreeRuns(free, self.block)
         self._on[address.address] = held
@@ -109,8 +147,22 @@ class AddressSpace:
         :raise AddressInUse: When VMs have ranges on it, in any state.
         """
         self.check_removable(address)
-        self.free_ports -= self.usage(address).free
+        self._leave_pool(address, None)
         del self._addresses[address], self._runs[address], self._on[address]
+
+    def _leave_pool(self, address: IPv4Address, after: str | None) -> None:
+        """Take an address out of the sums of its pool. :param after: The pool that it is added to; None: none."""
+        if (known := self._addresses.get(address)) is None:
+            return
+        usage, pool = self.usage(address), self._pools[known.pool]
+        pool.free -= usage.free
+        pool.taken -= usage.taken
+        if known.pool == after:
+            # It keeps its place in the order.
+            return
+        del pool.addresses[address]
+        if not pool.addresses:
+            del self._pools[known.pool]
 
     def check_removable(self, address: IPv4Address) -> None:
         """
@@ -177,8 +229,9 @@ class AddressSpace:
         for ports in taken:
             runs.remove(ports)
         self._store(allocation)
-        self.free_ports -= sum(ports.size for ports in taken)
-        self.taken_ports += allocation.ports.size
+        pool = self._pools[self._addresses[allocation.external].pool]
+        pool.free -= sum(ports.size for ports in taken)
+        pool.taken += allocation.ports.size
 
     def _refuse_low(self, allocation: Allocation) -> None:
         """:raise Overloading: When ports below 1024 are no forward's, or cannot be this one's."""
@@ -210,8 +263,9 @@ class AddressSpace:
         freed = self._without_own(allocation)
         for ports in freed:
             self._runs[allocation.external].add(ports)
-        self.free_ports += sum(ports.size for ports in freed)
-        self.taken_ports -= allocation.ports.size
+        pool = self._pools[self._addresses[allocation.external].pool]
+        pool.free += sum(ports.size for ports in freed)
+        pool.taken -= allocation.ports.size
         return allocation
 
     def change(self, allocation: Allocation) -> None:
@@ -263,16 +317,14 @@ class AddressSpace:
         self._require_known(address)
         return tuple(self._runs[address])
 
-    def longest_free(self, address: IPv4Address | None = None) -> int:
+    def longest_free(self, addresses: Iterable[IPv4Address] | None = None) -> int:
         """
         Return the ports of the longest run of whole free blocks; 0: there is none.
 
-        :param address: The address to search; None: all.
-        :raise NotFound: When the address is not in the pool.
+        :param addresses: The addresses to search; None: all.
+        :raise NotFound: When one is in no pool.
         """
-        if address is not None:
-            self._require_known(address)
-        runs = self._runs.values() if address is None else (self._runs[address],)
+        runs = self._runs.values() if addresses is None else [self._known_runs(address) for address in addresses]
         return max((run.by_size[-1][0] for run in runs if run.by_size), default=0)
 
     def usage(self, address: IPv4Address) -> Usage:
@@ -318,6 +370,10 @@ class AddressSpace:
                 return result
             for run in neighbours:
                 result = result.join_with(run)
+
+    def _known_runs(self, address: IPv4Address) -> FreeRuns:
+        self._require_known(address)
+        return self._runs[address]
 
     def _require_known(self, address: IPv4Address) -> None:
         if address not in self._addresses:

@@ -106,7 +106,7 @@ class Rollout:
     :param running: Where VMs run; the owner keeps it.
     :param rules: Rules of the pool.
     :param wishes: Returns the wishes in effect for a VM.
-    :param do_others_wait: Returns whether another VM than this one lacks ports.
+    :param do_others_wait: Returns whether another VM lacks ports in the pool of a range.
     :param started: Ledger time at which this manager began.
     """
 
@@ -117,7 +117,7 @@ class Rollout:
         running: RunningVMs,
         rules: RolloutRules,
         wishes: Callable[[VM], EffectiveWishes],
-        do_others_wait: Callable[[DomainUUID], bool],
+        do_others_wait: Callable[[Allocation], bool],
         started: float,
     ) -> None:
         self._fleet = fleet
@@ -354,7 +354,7 @@ class Rollout:
     def _may_cut(self, allocation: Allocation, now: float) -> bool:
         """Return whether a draining range ends although connections use it: its limit passed, and ports are short."""
         limit = self._wishes(self._fleet.vms[allocation.domain]).drain_limit_s.value
-        return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation.domain)
+        return limit is not None and now - allocation.since >= limit and self._do_others_wait(allocation)
 
     def _take_back(self, forward: Allocation, now: float) -> bool:
         """

@@ -1,6 +1,9 @@
 """
 Contention: which VMs lack ports, how far others may grow meanwhile, and which are to give back.
 
+Each pool has its own: what is short in one is no concern of another. A VM belongs to the pool that its active range is
+in; one that is to move to another pool waits there like one that starts.
+
 Pure: no I/O and no clock. Queries (:meth:`Contention.assess` and others) change nothing; inputs are
 :meth:`Contention.note` and the ``on_`` methods. The arithmetic is in :mod:`cpm.core.sizing.fairness`; this module says
 when it applies:
@@ -37,7 +40,7 @@ from cpm.core.sizing.fairness import (
 from cpm.core.sizing.starters import Starters
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.bounds import FIRST_PORT
-from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID
+from cpm.protocol.model import DEFAULT_POOL, VM, Allocation, AllocationState, DomainUUID
 
 _State = AllocationState
 
@@ -148,6 +151,7 @@ class Contention:
     :param wishes: What holds for a VM.
     :param in_use: Ports of a VM's active range that are in use; None: not counted.
     :param headroom: Spare ports a VM keeps when it gives back: as a share of those in use, and beyond that.
+    :param pool: The name of the pool.
     """
 
     def __init__(
@@ -158,8 +162,13 @@ class Contention:
         wishes: Callable[[VM], EffectiveWishes],
         in_use: Callable[[DomainUUID], int | None],
         headroom: tuple[float, int] = (HEADROOM_SHARE, HEADROOM_PORTS),
+        pool: str = DEFAULT_POOL,
     ) -> None:
         self._fleet = fleet
+        self.pool = pool
+        """Its name."""
+        self.moving = Starters(fleet.space.block)
+        """VMs that are to have their next range in this pool, and wait for it in another; the owner changes it."""
         self._reserve_share = reserve_share
         self._starting = starting
         self._wishes = wishes
@@ -228,7 +237,12 @@ class Contention:
 
     @property
     def _is_any_vm_lacking(self) -> bool:
-        return bool(self._wants or self._starting)
+        return bool(self._wants or self._starting or self.moving)
+
+    @property
+    def _starters(self) -> int:
+        """Ports that VMs need at least that wait for their first ones in this pool."""
+        return self._starting.floors + self.moving.floors
 
     def is_short(self, now: float) -> bool:
         """Return whether ports are short, or were until a moment ago."""
@@ -248,7 +262,8 @@ class Contention:
     def others_wait(self, uuid: DomainUUID) -> bool:
         """Return whether another VM than this one lacks ports."""
         wanting = len(self._wants) - (uuid in self._wants)
-        return wanting + len(self._starting) - (uuid in self._starting) > 0
+        coming = sum(len(each) - (uuid in each) for each in (self._starting, self.moving))
+        return wanting + coming > 0
 
     def want(self, uuid: DomainUUID) -> Want | None:
         """Return what a VM waits for, if it does."""
@@ -257,8 +272,8 @@ class Contention:
     def start_allowance(self, vm: VM, initial: int, floor: int) -> int:
         """Return how many ports a VM that starts may ask for: at least its floor, and no more than others can spare."""
         space = self._fleet.space
-        others = self._starting.floors_without(vm.uuid)
-        left = (space.free_ports - max(others, self.reserve)) // space.block * space.block
+        others = self._starting.floors_without(vm.uuid) + self.moving.floors_without(vm.uuid)
+        left = (space.free_ports(self.pool) - max(others, self.reserve)) // space.block * space.block
         return max(floor, min(initial, left))
 
     def assess(self, vm: VM, active: Allocation, target: int, in_use: int | None, now: float) -> Allowance:
@@ -271,10 +286,10 @@ class Contention:
         current, space = active.ports.size, self._fleet.space
         if target <= current:
             return Allowance(target)
-        starters = self._starting.floors
+        starters = self._starters
         kept_free = max(self.reserve, starters)
-        if not self.is_short(now) and space.free_ports - (target - current) >= kept_free:
-            return Allowance(target, max(0, space.free_ports - kept_free))
+        if not self.is_short(now) and space.free_ports(self.pool) - (target - current) >= kept_free:
+            return Allowance(target, max(0, space.free_ports(self.pool) - kept_free))
         if in_use is not None:
             target = min(target, self._with_headroom(in_use))
             if target <= current:
@@ -289,11 +304,11 @@ class Contention:
         fair = max(current, min(needed, division.shares.entitled(claim, space.block)))
         own = claim.leaving
         kept = max(self.reserve, starters)
-        room = max(0, space.free_ports - kept)
+        room = max(0, space.free_ports(self.pool) - kept)
         ports = min(fair, current + (room + own) // space.block * space.block)
         if ports >= needed:
             return Allowance(needed, room, division=division)
-        reason = KeptForStarts(space.free_ports, kept) if ports < fair else FairShare(fair)
+        reason = KeptForStarts(space.free_ports(self.pool), kept) if ports < fair else FairShare(fair)
         return Allowance(ports, room, reason, needed, division)
 
     def fair_share(self, vm: VM, wanted: int, now: float) -> int:
@@ -302,7 +317,7 @@ class Contention:
 
     def growth_queue(self) -> list[tuple[DomainUUID, int]]:
         """Return the VMs that wait to grow, with the ports that they want: the poorest for their weight first."""
-        if self._fleet.space.free_ports < self._fleet.space.block:
+        if self._fleet.space.free_ports(self.pool) < self._fleet.space.block:
             return []
         claims = [self._claim(vm, want.ports) for uuid, want in self._wants.items() if (vm := self._vm(uuid))]
         claims.sort(key=lambda claim: ((claim.held + claim.leaving) / claim.weight, claim.domain))
@@ -318,7 +333,7 @@ class Contention:
     def relief(self, now: float) -> Relief | None:
         """Return which VMs are to shrink so that those that lack ports get them; None: none needs to."""
         space, coming = self._fleet.space, self._ports_coming_free(now)
-        if not self._is_any_vm_lacking and space.free_ports + coming >= self.reserve:
+        if not self._is_any_vm_lacking and space.free_ports(self.pool) + coming >= self.reserve:
             return None
         if 0 <= now - self._nothing_to_give_at < RELIEF_RETRY_S:
             return None
@@ -349,11 +364,12 @@ class Contention:
         First without the start reserve, then with it where VMs are to grow: they get nothing of it.
         """
         space = self._fleet.space
-        free, longest = space.free_ports, space.longest_free()
-        starters, piece, growth, looked_at = self._starting.floors, self._starting.largest_floor, 0, 0
+        free, longest = space.free_ports(self.pool), space.longest_free(space.in_pool(self.pool))
+        starters, growth, looked_at = self._starters, 0, 0
+        piece = max(self._starting.largest_floor, self.moving.largest_floor)
         for uuid in self._wants:
             active, target = self._fleet.one(uuid, _State.ACTIVE), shares.targets.get(uuid, 0)
-            if active is not None and target > active.ports.size:
+            if active is not None and self._has(active) and target > active.ports.size:
                 growth += target - active.ports.size
                 step = min(target, max(active.ports.size + space.block, int(active.ports.size * PIECE_GROWTH)))
                 looked_at += 1
@@ -366,7 +382,8 @@ class Contention:
     def _fits(self, active: Allocation) -> bool:
         """Return whether a range can grow by a block as things are."""
         try:
-            place_larger(self._fleet.space, active, active.ports.size + self._fleet.space.block)
+            space = self._fleet.space
+            place_larger(space, active, active.ports.size + space.block, among=space.in_pool(self.pool))
         except NoRoomError:
             return False
         return True
@@ -376,7 +393,9 @@ class Contention:
         return sum(
             each.ports.size
             for each in self._fleet.leaving.values()
-            if not each.is_wanted_forward and (each.state is _State.HELD or now - each.since < DRAIN_HOPE_S)
+            if not each.is_wanted_forward
+            and (each.state is _State.HELD or now - each.since < DRAIN_HOPE_S)
+            and self._has(each)
         )
 
     # Sums
@@ -385,7 +404,7 @@ class Contention:
     def reserve(self) -> int:
         """Ports that growth leaves free for VMs that start."""
         space = self._fleet.space
-        return -(-int(space.total_ports * self._reserve_share) // space.block) * space.block
+        return -(-int(space.total_ports(self.pool) * self._reserve_share) // space.block) * space.block
 
     def _with_headroom(self, in_use: int) -> int:
         part, ports = self._headroom
@@ -411,13 +430,13 @@ class Contention:
         }
         space = self._fleet.space
         ending = (each for each in self._fleet.leaving.values() if each.forward is None)
-        apart = (*ending, *self._fleet.forwards.values())
+        apart = (each for each in (*ending, *self._fleet.forwards.values()) if self._has(each))
         of_others = sum(_shared_ports(each) for each in apart if each.domain not in claims)
-        pool = space.total_ports - of_others - self.reserve
+        pool = space.total_ports(self.pool) - of_others - self.reserve
         return Division(now, claims, share(pool, tuple(claims.values()), space.block))
 
     def _has_claim(self, uuid: DomainUUID) -> bool:
-        return uuid in self._starting or self._ports_held(uuid) > 0
+        return uuid in self._starting or uuid in self.moving or self._ports_held(uuid) > 0
 
     def _claim_of(self, vm: VM, wanted: int | None) -> Claim:
         """Return a VM's claim: what it waits for, or what it uses and some headroom; idle ports are not claimed."""
@@ -442,16 +461,22 @@ class Contention:
         )
 
     def _ports_held(self, uuid: DomainUUID) -> int:
-        return sum(each.ports.size for each in self._fleet.of(uuid) if each.state in (_State.ACTIVE, _State.RESERVED))
+        in_use = (_State.ACTIVE, _State.RESERVED)
+        return sum(each.ports.size for each in self._fleet.of(uuid) if each.state in in_use and self._has(each))
 
     def _ports_leaving(self, uuid: DomainUUID) -> int:
         """Return the ports that it has besides those for its own new connections: also of forwards."""
         leaving = self._fleet.leaving
-        return sum(_shared_ports(each) for each in self._fleet.all_of(uuid) if each.forward or each.id in leaving)
+        mine = (each for each in self._fleet.all_of(uuid) if self._has(each))
+        return sum(_shared_ports(each) for each in mine if each.forward or each.id in leaving)
 
     def _can_give(self, uuid: DomainUUID) -> bool:
-        one = self._fleet.one
-        return one(uuid, _State.ACTIVE) is not None and one(uuid, _State.RESERVED) is None
+        active = self._fleet.one(uuid, _State.ACTIVE)
+        return active is not None and self._has(active) and self._fleet.one(uuid, _State.RESERVED) is None
+
+    def _has(self, allocation: Allocation) -> bool:
+        """Return whether an allocation is in this pool."""
+        return self._fleet.space.pool_of(allocation.external) == self.pool
 
     def _vm(self, uuid: DomainUUID) -> VM | None:
         return self._fleet.vms.get(uuid)

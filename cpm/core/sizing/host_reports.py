@@ -155,7 +155,7 @@ class HostReports:
         if asked != known.size:
             return False
         known.observation.on_ease(measured, known.active, known.at_ease, state_at_ease(scaling, memory), now)
-        self._sizer.contention.on_settled(measured.domain)
+        self._sizer.on_settled(measured.domain)
         if in_use == 0 or known.active in self._unused:
             self._rollout.on_active_counted(known.ranges[0], in_use, now)
         return True
@@ -194,7 +194,7 @@ class HostReports:
         observation.on_decision(decision, scaling)
         if decision.target == decision.current:
             if decision.rule != GROW_COOL_DOWN:  # which is no change of mind
-                self._sizer.contention.on_settled(uuid)
+                self._sizer.on_settled(uuid)
                 observation.on_enough()
         else:
             self._sizer.resize(uuid, Target(decision.target, in_use), now)

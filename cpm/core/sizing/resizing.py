@@ -15,7 +15,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from ipaddress import IPv4Address
 from typing import Final
 
 from cpm.core.placement import (
@@ -76,6 +77,8 @@ class Situation:
     """Ports without a connection in the VM's leaving ranges, as far as they were counted."""
     counts_ports: bool = False
     """True: the target is for all connections of the VM, including those on leaving ranges."""
+    among: Collection[IPv4Address] | None = None
+    """The addresses that the VM may have ranges on; None: all."""
     strict: bool = False
     """True: the VM never changes its external address."""
     may_overflow: bool = True
@@ -117,6 +120,7 @@ def choose_elsewhere(situation: Situation, size: int | None = None) -> Relocate 
         active.domain,
         node=active.node,
         prefer=active.external,
+        among=situation.among,
         strict=situation.strict,
         free_in=situation.free_in,
     )
@@ -132,6 +136,22 @@ def choose_elsewhere(situation: Situation, size: int | None = None) -> Relocate 
         return Refused(error.no_room)
     first = placement.ports.first + (block if placement.ports.first == active.ports.last + 1 else 0)
     return Relocate(_part(placement, PortRange(first, first + size - 1)))
+
+
+def choose_to_move(situation: Situation, floor: int) -> Relocate | Refused:
+    """
+    Choose the place of a range that is to leave its address; ``allowed`` is ignored.
+
+    ``target`` ports, or half, a quarter and so on, down to the floor: what it lacks there it gets by growing.
+
+    :param floor: Ports.
+    """
+    size = situation.target
+    while True:
+        outcome = choose_elsewhere(situation, whole_blocks(size, situation.space.block))
+        if isinstance(outcome, Relocate) or size <= floor:
+            return outcome
+        size = max(floor, size // 2)
 
 
 def choose_without_own_ports(situation: Situation) -> Relocate | Shrink | Grow | Refused:
@@ -196,7 +216,14 @@ def choose_compaction(
 
 
 def choose_first(
-    space: AddressSpace, vm: VM, wanted: int, floor: int, *, strict: bool, comes_from_another: bool = False
+    space: AddressSpace,
+    vm: VM,
+    wanted: int,
+    floor: int,
+    *,
+    strict: bool,
+    comes_from_another: bool = False,
+    among: Collection[IPv4Address] | None = None,
 ) -> Placement:
     """
     Choose a VM's first range: the ports wanted, or half, a quarter and so on, down to the floor.
@@ -206,12 +233,13 @@ def choose_first(
     :param strict: A VM that still holds ranges stays on their external address.
     :param comes_from_another: The VM was another host's until now. What drains here is not taken back: this host may
         never have let go of it, and edges still send what is for it to the other one.
+    :param among: The addresses that the VM may have ranges on; None: all.
     :raise PortsExhausted: When there is no room for the floor.
     """
     size, node = wanted, _NOWHERE if comes_from_another else vm.node
     while True:
         try:
-            return place(space, vm.uuid, size, node=node, strict=strict and bool(space.of(vm.uuid)))
+            return place(space, vm.uuid, size, among=among, node=node, strict=strict and bool(space.of(vm.uuid)))
         except NoRoomError:
             if size <= floor:
                 raise
@@ -248,6 +276,7 @@ def _find_longer(situation: Situation, allowed: int) -> Grow | Relocate:
                 space,
                 active,
                 size,
+                among=situation.among,
                 strict=situation.strict,
                 free_in=situation.free_in,
                 in_use=situation.in_use or 0,
@@ -324,7 +353,15 @@ def _place_overflow(situation: Situation, lacking: int | None, no_room: NoRoom |
     active, in_use = situation.active, situation.in_use or 0
     expected = in_use if situation.expected_in_use is None else situation.expected_in_use
     free_in = NOTHING_KNOWN if situation.gave_back else situation.free_in
-    find = functools.partial(place_overflow, situation.space, active, lacking, free_in=free_in, strict=situation.strict)
+    find = functools.partial(
+        place_overflow,
+        situation.space,
+        active,
+        lacking,
+        free_in=free_in,
+        among=situation.among,
+        strict=situation.strict,
+    )
     try:
         find(least_free=0)
     except NoRoomError:

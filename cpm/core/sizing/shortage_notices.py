@@ -21,6 +21,7 @@ ENDS: Final = {
     JournalEvent.EXHAUSTED: JournalEvent.RECOVERED,
     JournalEvent.SHORT: JournalEvent.SUPPLIED,
     JournalEvent.LIMITED: JournalEvent.WITHIN_LIMITS,
+    JournalEvent.MISPLACED: JournalEvent.PLACED,
 }
 """For each event that begins a shortage, the event that ends it."""
 

@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from cpm.core import moves
+from cpm.core.eligible import Eligible, eligible, where_it_is
 from cpm.core.fleet import Fleet
 from cpm.core.journal import JournalEvent
 from cpm.core.placement import Grow, NoRoomError, Obstacle, Outcome, Overflow, Refused, Relocate, Shrink
@@ -28,17 +29,21 @@ from cpm.core.sizing.resizing import (
     choose,
     choose_compaction,
     choose_elsewhere,
+    choose_to_move,
     choose_without_own_ports,
 )
 from cpm.core.sizing.rules import PoolRules
 from cpm.core.sizing.shortage_notices import ShortageNotices
-from cpm.core.sizing.starters import Starters
+from cpm.core.sizing.starters import StartersByPool
 from cpm.core.wishes import EffectiveWishes
 from cpm.protocol.errors import Conflict, NotFound, QuotaReached, VirtPortsError
 from cpm.protocol.ledger_errors import LedgerDoubted
 from cpm.protocol.model import VM, Allocation, AllocationState, DomainUUID, NodeName
 
 _State = AllocationState
+
+MOVE_RETRY_S = 5.0
+"""Seconds between attempts to move VMs to where they are to be."""
 
 MOVABLE_USE = 0.25
 """Share of a range in use up to which compaction may move it: with few connections its old place drains faster."""
@@ -73,7 +78,7 @@ class Sizer:
         self,
         fleet: Fleet,
         node_syncs: Mapping[NodeName, NodeSync],
-        waiting: Starters,
+        waiting: StartersByPool,
         rollout: Rollout,
         wishes: Callable[[VM], EffectiveWishes],
         rules: PoolRules,
@@ -87,9 +92,16 @@ class Sizer:
         self._rules = rules
         self._guards = rules.guards
         self._compact_at = now + rules.compact_s
-        headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
         self.notices = ShortageNotices(fleet)
-        self.contention = Contention(fleet, rules.start_reserve, waiting, wishes, self.in_use, headroom)
+        self._waiting = waiting
+        self._contentions: dict[str, Contention] = {}
+        self._in_place: dict[DomainUUID, None] = {}
+        """VMs that are where they are to be, or where nothing can be done about it before they change."""
+        fleet.changed.drop_from(self._in_place)
+        self._paths_seen = -1
+        self._to_move: dict[DomainUUID, None] = {}
+        """VMs for which there was no room where they are to be."""
+        self._move_at = now
 
     # Observations
 
@@ -108,7 +120,8 @@ class Sizer:
 
     def forget(self, uuid: DomainUUID) -> None:
         """Discard everything about a VM that is gone."""
-        self.contention.on_settled(uuid)
+        self.on_settled(uuid)
+        self._stop_moving(uuid)
         self.observed.pop(uuid, None)
         self._fleet.tallies.forget(uuid)
         self.notices.forget(uuid)
@@ -128,6 +141,58 @@ class Sizer:
         word = reason_word(refusal) if refusal is not None else ""
         if word and (before is None or reason_word(before) != word):
             self._fleet.tallies.on_refusal(uuid, word)
+
+    # Pools
+
+    def contention_in(self, pool: str) -> Contention:
+        """Return what is known of the VMs that lack ports of a pool."""
+        if (known := self._contentions.get(pool)) is None:
+            headroom = (self._guards.headroom_share or HEADROOM_SHARE, self._guards.headroom_ports)
+            known = self._contentions[pool] = Contention(
+                self._fleet,
+                self._rules.start_reserve,
+                self._waiting.of(pool),
+                self._wishes,
+                self.in_use,
+                headroom,
+                pool,
+            )
+        return known
+
+    @property
+    def contentions(self) -> tuple[Contention, ...]:
+        """What is known of each pool in which VMs have lacked ports, or have grown."""
+        return tuple(self._contentions.values())
+
+    def contention_at(self, allocation: Allocation) -> Contention:
+        """Return what is known of the pool that a range is in."""
+        return self.contention_in(self._fleet.space.pool_of(allocation.external))
+
+    def contention_of(self, vm: VM) -> Contention:
+        """Return what is known of the pool that a VM has its active range in, or is to have its first one in."""
+        active = self._fleet.one(vm.uuid, _State.ACTIVE)
+        return self.contention_at(active) if active is not None else self.contention_in(self.eligible(vm).pool)
+
+    def on_settled(self, uuid: DomainUUID) -> None:
+        """Record that a VM wants no more ports than it has, or is gone."""
+        for contention in self._contentions.values():
+            contention.on_settled(uuid)
+
+    def eligible(self, vm: VM) -> Eligible:
+        """Return where a VM is to have its ranges."""
+        return eligible(self._fleet.space, self._wishes(vm))
+
+    def why_not_moved(self, vm: VM) -> str:
+        """Return why a VM with ports has them elsewhere than it is to; empty: it does not."""
+        active = self._fleet.one(vm.uuid, _State.ACTIVE)
+        wished = self.eligible(vm)
+        if active is None or active.external in wished.addresses:
+            return ""
+        where = next(iter(wished.addresses)) if wished.is_pinned and wished.addresses else f"pool {wished.pool}"
+        if self._fleet.one(vm.uuid, _State.RESERVED) is not None:
+            return ""
+        why = wished.problem or f"it is to have {where}, where no room is left; it moves when there is some"
+        return f"it stays in pool {self._fleet.space.pool_of(active.external)}: {why}"
 
     # Resizing
 
@@ -152,7 +217,8 @@ class Sizer:
                 self._on_quota(active)
                 return
             target = dataclasses.replace(target, ports=min(target.ports, active.ports.size + left))
-        allowance = self.contention.assess(vm, active, target.ports, target.in_use, now)
+        contention = self.contention_at(active)
+        allowance = contention.assess(vm, active, target.ports, target.in_use, now)
         situation = self._situation(vm, active, target, allowance, now)
         if left is not None and (situation.room is None or left < situation.room):
             outcome = choose(dataclasses.replace(situation, room=left))
@@ -162,8 +228,9 @@ class Sizer:
         else:
             outcome = choose(situation)
         is_at_cap = isinstance(outcome, Refused) and outcome.no_room.obstacle is Obstacle.AT_CAP
-        # A VM that lacks ports because of its own cap is no reason for others to give back.
-        self.contention.note(vm.uuid, allowance, now, placed=is_at_cap or not isinstance(outcome, Refused), anew=anew)
+        # A VM that lacks ports because of its own cap, or its one address, is no reason for others to give back.
+        is_own = is_at_cap or self.eligible(vm).is_pinned
+        contention.note(vm.uuid, allowance, now, placed=is_own or not isinstance(outcome, Refused), anew=anew)
         observation, wants_more = self.of(vm.uuid), target.ports > active.ports.size
         before = observation.refusal
         observation.on_resize(allowance, outcome, wants_more=wants_more)
@@ -174,17 +241,19 @@ class Sizer:
 
     def _left_on(self, node: NodeName) -> int:
         """Return how many ports more the VMs of a host may hold."""
-        return max(0, self._rules.quota.of(self._fleet.nodes.get(node)).ports - self._fleet.use.ports(node))
+        return max(0, self._limit_on(node) - self._fleet.use.ports(node))
 
     def _on_quota(self, active: Allocation) -> None:
         """Record that a VM does not grow because of its host's quota, which is no reason for others to give back."""
-        self.contention.on_settled(active.domain)
-        limit = self._rules.quota.of(self._fleet.nodes.get(active.node)).ports
-        self._on_refused(active.domain, QuotaReached(active.node, "ports", limit))
+        self.on_settled(active.domain)
+        self._on_refused(active.domain, QuotaReached(active.node, "ports", self._limit_on(active.node)))
+
+    def _limit_on(self, node: NodeName) -> int:
+        return self._rules.quota.of(self._fleet.nodes.get(node)).ports
 
     def _situation(self, vm: VM, active: Allocation, target: Target, allowance: Allowance, now: float) -> Situation:
-        observation, wishes = self.of(vm.uuid), self._wishes(vm)
-        shortage = self.contention.shortage(now)
+        observation, wishes, contention = self.of(vm.uuid), self._wishes(vm), self.contention_at(active)
+        shortage = contention.shortage(now)
         return Situation(
             space=self._fleet.space,
             active=active,
@@ -196,8 +265,9 @@ class Sizer:
             expected_in_use=target.expected_in_use,
             free_in=observation.free_in,
             counts_ports=policy_named(wishes.policy.value).counts_ports,
+            among=where_it_is(self._fleet.space, self.eligible(vm), active.external).addresses,
             strict=self._rules.strict_pairing,
-            may_return=not self.contention.others_wait(vm.uuid),
+            may_return=not contention.others_wait(vm.uuid),
             short=shortage is not None or allowance.waits_for is not None,
             gave_back=shortage is not None and shortage == observation.give_back_shortage,
         )
@@ -274,6 +344,7 @@ class Sizer:
 
     def _plain_situation(self, active: Allocation, target: int) -> Situation:
         """Return the situation of a range whose size was already decided, by the operator or to relieve a shortage."""
+        vm = self._fleet.vms[active.domain]
         return Situation(
             space=self._fleet.space,
             active=active,
@@ -281,6 +352,7 @@ class Sizer:
             allowed=target,
             in_use=self.in_use(active.domain),
             free_in=self.of(active.domain).free_in,
+            among=where_it_is(self._fleet.space, self.eligible(vm), active.external).addresses,
             strict=self._rules.strict_pairing,
             may_overflow=False,
         )
@@ -301,6 +373,67 @@ class Sizer:
         """Record in the journal the shortages that are over."""
         self.notices.tick(now)
 
+    def follow_wishes(self, now: float) -> None:
+        """
+        Have VMs whose wishes name another pool, or another address, get their new connections there.
+
+        Their former ranges drain as in every relocation. One for which there is no room stays where it is.
+        """
+        if self._paths_seen != self._fleet.path_version:
+            # A pool, or an address, may have come into being, or have changed.
+            self._paths_seen = self._fleet.path_version
+            self._in_place.clear()
+        for uuid in self._fleet.vms.keys() - self._in_place.keys():
+            self._in_place[uuid] = None
+            self._follow_wishes(uuid, now)
+        if self._to_move and now >= self._move_at:
+            self._move_at = now + MOVE_RETRY_S
+            for uuid in list(self._to_move):
+                self._follow_wishes(uuid, now)
+
+    def _follow_wishes(self, uuid: DomainUUID, now: float) -> None:
+        vm, active = self._fleet.vms.get(uuid), self._fleet.one(uuid, _State.ACTIVE)
+        if vm is None or active is None:
+            self._stop_moving(uuid)
+            return
+        wished = self.eligible(vm)
+        if active.external in wished.addresses:
+            self._stop_moving(uuid)
+        elif self._fleet.one(uuid, _State.RESERVED) is None:
+            self._to_move[uuid] = None
+            if not self._move(vm, active, wished, now):
+                self.notices.note(uuid, JournalEvent.MISPLACED, now)
+
+    def _move(self, vm: VM, active: Allocation, wished: Eligible, now: float) -> bool:
+        """
+        Move a VM's new connections to where they are to be; return whether there is room.
+
+        Else it waits there like a VM that starts, so that others give back for it; but not for one address.
+        """
+        contention, floor = self.contention_in(wished.pool), self._wishes(vm).floor.value
+        for other in self._contentions.values():
+            other.moving.discard(vm.uuid)
+        left = self._left_on(active.node)
+        if wished.problem or left < floor:
+            return False
+        wanted = min(left, contention.start_allowance(vm, active.ports.size, floor))
+        situation = self._plain_situation(active, wanted)
+        outcome = choose_to_move(dataclasses.replace(situation, among=wished.addresses, strict=False), floor)
+        if isinstance(outcome, Refused):
+            if not wished.is_pinned:
+                contention.moving.add(vm.uuid, floor)
+            return False
+        if self._record(active, outcome, self.in_use(vm.uuid), now):
+            self._stop_moving(vm.uuid)
+            self.on_settled(vm.uuid)
+        return True
+
+    def _stop_moving(self, uuid: DomainUUID) -> None:
+        if uuid in self._to_move:
+            del self._to_move[uuid]
+            for contention in self._contentions.values():
+                contention.moving.discard(uuid)
+
     def leave_own_ports(self, now: float) -> None:
         """Have VMs leave active ranges with ports that a machine uses itself, as far as there are others now."""
         for allocation in self._fleet.space.in_the_way():
@@ -316,7 +449,9 @@ class Sizer:
         self._compact_at = now + self._rules.compact_s
         for allocation, outcome in choose_compaction(self._fleet.space, self._is_movable):
             # Its old place may drain for long.
-            if self._fleet.space.free_ports - allocation.ports.size < self.contention.reserve:
+            contention = self.contention_at(allocation)
+            free = self._fleet.space.free_ports(self._fleet.space.pool_of(allocation.external))
+            if free - allocation.ports.size < contention.reserve:
                 continue
             self._record(allocation, outcome, self.in_use(allocation.domain), now)
 
@@ -332,15 +467,19 @@ class Sizer:
         )
 
     def relieve(self, now: float) -> None:
-        """While ports are short: give free ports to the VMs that wait for some, and ask others to give back."""
-        self.contention.on_tick(now)
-        for uuid, ports in self.contention.growth_queue():
+        """While ports of a pool are short: give free ones to VMs that wait for some, and ask others to give back."""
+        for pool in list(self._fleet.space.pools):
+            self._relieve(self.contention_in(pool), now)
+
+    def _relieve(self, contention: Contention, now: float) -> None:
+        contention.on_tick(now)
+        for uuid, ports in contention.growth_queue():
             active = self._fleet.one(uuid, _State.ACTIVE)
             if active is not None and self._fleet.one(uuid, _State.RESERVED) is None:
                 self._resize(self._fleet.vms[uuid], active, Target(ports, self.in_use(uuid)), now, anew=False)
-        if (relief := self.contention.relief(now)) is None:
+        if (relief := contention.relief(now)) is None:
             return
-        self.contention.on_relief(relief, now)
+        contention.on_relief(relief, now)
         for uuid, kept in relief.requests:
             self._ask_back(uuid, kept, now)
 
@@ -348,7 +487,8 @@ class Sizer:
         active = self._fleet.one(uuid, _State.ACTIVE)
         if active is None:
             return
-        upper = self.contention.keeps_upper(active)
+        contention = self.contention_at(active)
+        upper = contention.keeps_upper(active)
         outcome = choose(dataclasses.replace(self._plain_situation(active, kept), keep_upper=upper))
         if self._record(active, outcome, self.in_use(uuid), now):
-            self.of(uuid).on_give_back(kept, self.contention.shortage(now))
+            self.of(uuid).on_give_back(kept, contention.shortage(now))

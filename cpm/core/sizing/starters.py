@@ -7,8 +7,56 @@ Pure. Tested in ``tests/unit/cpm/core/sizing/test_starters.py``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Final
 
 from cpm.protocol.model import DomainUUID
+
+NO_POOL: Final = ""
+"""Where VMs wait for which no others give back: they are to have one address only, or one that does not exist."""
+
+
+class StartersByPool(Collection[DomainUUID]):
+    """
+    The same for each pool.
+
+    :param block: As for :class:`Starters`.
+    """
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+        self._by_pool: dict[str, Starters] = {}
+        self._pools: dict[DomainUUID, str] = {}
+
+    def add(self, uuid: DomainUUID, floor: int, pool: str) -> None:
+        """
+        Record that a VM waits in a pool, and in no other any more.
+
+        :param floor: As for :meth:`Starters.add`.
+        :param pool: Name; :data:`NO_POOL`: it waits for something else than ports of a pool.
+        """
+        self.discard(uuid)
+        self._pools[uuid] = pool
+        self.of(pool).add(uuid, floor)
+
+    def discard(self, uuid: DomainUUID) -> None:
+        """Record that a VM does not wait."""
+        if (pool := self._pools.pop(uuid, None)) is not None:
+            self.of(pool).discard(uuid)
+
+    def of(self, pool: str) -> Starters:
+        """Return those of a pool; it is the same object at each call."""
+        if (known := self._by_pool.get(pool)) is None:
+            known = self._by_pool[pool] = Starters(self._block)
+        return known
+
+    def __contains__(self, uuid: object) -> bool:
+        return uuid in self._pools
+
+    def __iter__(self) -> Iterator[DomainUUID]:
+        return iter(self._pools)
+
+    def __len__(self) -> int:
+        return len(self._pools)
 
 
 class Starters(Collection[DomainUUID]):

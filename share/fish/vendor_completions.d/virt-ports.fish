@@ -51,7 +51,7 @@ function _shtab_virt_ports_using
 end
 
 set -g _shtab_virt_ports_commands list top show set explain resize relocate forward 'forward add' 'forward remove' 'forward list' whois history pool 'pool list' 'pool show' 'pool add' 'pool remove' audit node 'node list' 'node show' 'node approve' 'node revoke' 'node remove' 'node fence' 'node unfence' 'node events' events export record simulate config 'config check' 'config diff' 'config reload' status backup restore install uninstall doctor pki 'pki init' 'pki issue' 'pki renew' 'pki list' report
-set -g _shtab_virt_ports_opts_with_value --address --after --at --before --bindir --check --color --config --cpmd-config --delay --event --file --filter --folder --for --format --forward --from --generate --internal-pool --iterations --limit --manager --max-ports --max-vms --name --natd-config --node --output --policy --port --protocol --request --reserved --role --root --save --seconds --seed --since --socket --sort --state --svg --to --underlay --underlay-address --unset --until --uplink --user --vm --vms -d -n -o
+set -g _shtab_virt_ports_opts_with_value --address --after --at --before --bindir --check --color --config --cpmd-config --delay --event --file --filter --folder --for --format --forward --from --generate --internal-pool --iterations --limit --manager --max-ports --max-vms --name --natd-config --node --output --policy --pool --port --protocol --request --reserved --role --root --save --seconds --seed --since --socket --sort --state --svg --to --underlay --underlay-address --unset --until --uplink --user --vm --vms -d -n -o
 
 complete -c virt-ports -e
 complete -c virt-ports -f
@@ -163,7 +163,7 @@ complete -c virt-ports -n '_shtab_virt_ports_using history' -s o -l output -xka 
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l limit -x -d 'only the latest N lines (default: 1000)'
-complete -c virt-ports -n '_shtab_virt_ports_using history' -l event -xka "reserved active draining held resized trimmed merged freed moved updated exhausted recovered short supplied limited within-limits claimed own-port violation cut clock-set" -d 'only this event; may be repeated: reserved, active, draining, held, resized, trimmed, merged, freed, moved, updated, exhausted, recovered, short, supplied, limited, within-limits, claimed, own-port, violation, cut, clock-set'
+complete -c virt-ports -n '_shtab_virt_ports_using history' -l event -xka "reserved active draining held resized trimmed merged freed moved updated exhausted recovered short supplied limited within-limits misplaced placed claimed own-port violation cut clock-set" -d 'only this event; may be repeated: reserved, active, draining, held, resized, trimmed, merged, freed, moved, updated, exhausted, recovered, short, supplied, limited, within-limits, misplaced, placed, claimed, own-port, violation, cut, clock-set'
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l from -l since -x -d 'only entries from then on'
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l to -l until -x -d 'and until then'
 complete -c virt-ports -n '_shtab_virt_ports_using history' -l before -x -d 'only entries before this number'
@@ -178,6 +178,7 @@ complete -c virt-ports -n '_shtab_virt_ports_using pool list' -s h -l help -d 's
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -s o -l output -xka "table json" -d 'what to print: a table for people (default) or one JSON document'
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
+complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l pool -x -d 'only addresses of this pool'
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l sort -xka "address free allocated leaving vms" -d 'address, free, allocated, leaving, vms (default: address); the largest number first'
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l limit -x -d 'at most N lines'
 complete -c virt-ports -n '_shtab_virt_ports_using pool list' -l after -xka "(virt-ports __complete fish addresses (commandline -ct) 2>/dev/null)" -d 'only what comes after it in order of address'
@@ -198,6 +199,7 @@ complete -c virt-ports -n '_shtab_virt_ports_using pool add' -s o -l output -xka
 complete -c virt-ports -n '_shtab_virt_ports_using pool add' -l color -xka "auto always never" -d 'colours: auto (the default: on a terminal, unless NO_COLOR is set), always, never'
 complete -c virt-ports -n '_shtab_virt_ports_using pool add' -l socket -xka "(__fish_complete_path (commandline -ct))" -d 'the manager'"'"'s socket (default: $VIRT_PORTS_SOCKET, else /run/virt-ports/cpmd.sock)'
 complete -c virt-ports -n '_shtab_virt_ports_using pool add' -l reserved -x -d 'never hand out these ports, for example 5060,8000-8100; or none'
+complete -c virt-ports -n '_shtab_virt_ports_using pool add' -l pool -x -d 'the pool that they belong to from now on (default: default)'
 complete -c virt-ports -n '_shtab_virt_ports_using pool add; and test $_shtab_virt_ports_npos -ge 0' -ka "(virt-ports __complete fish addresses (commandline -ct) 2>/dev/null)" -d 'address, range or network'
 complete -c virt-ports -n '_shtab_virt_ports_using pool; and test $_shtab_virt_ports_npos -eq 0' -a remove -d 'Remove addresses on which no VM holds ports.'
 complete -c virt-ports -n '_shtab_virt_ports_using pool remove' -s h -l help -d 'show this help message and exit'
@@ -296,7 +298,7 @@ complete -c virt-ports -n '_shtab_virt_ports_using events' -l after -x -d 'only 
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l limit -x -d 'at most N existing lines (default: 100)'
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l vm -xka "(virt-ports __complete fish vms (commandline -ct) 2>/dev/null)" -d 'only VMs with such a name; may be repeated'
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l node -xka "(virt-ports __complete fish nodes (commandline -ct) 2>/dev/null)" -d 'only hosts with such a name; may be repeated'
-complete -c virt-ports -n '_shtab_virt_ports_using events' -l event -xka "reserved active draining held resized trimmed merged freed moved updated exhausted recovered short supplied limited within-limits claimed own-port violation cut clock-set" -d 'only this event; may be repeated: reserved, active, draining, held, resized, trimmed, merged, freed, moved, updated, exhausted, recovered, short, supplied, limited, within-limits, claimed, own-port, violation, cut, clock-set'
+complete -c virt-ports -n '_shtab_virt_ports_using events' -l event -xka "reserved active draining held resized trimmed merged freed moved updated exhausted recovered short supplied limited within-limits misplaced placed claimed own-port violation cut clock-set" -d 'only this event; may be repeated: reserved, active, draining, held, resized, trimmed, merged, freed, moved, updated, exhausted, recovered, short, supplied, limited, within-limits, misplaced, placed, claimed, own-port, violation, cut, clock-set'
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l from -l since -x -d 'only entries from then on'
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l to -l until -x -d 'and until then'
 complete -c virt-ports -n '_shtab_virt_ports_using events' -l before -x -d 'only entries before this number'

@@ -44,7 +44,7 @@ def test_without_a_long_enough_range_a_vm_gets_an_overflow_range_and_returns_whe
 def test_while_ports_are_short_no_vm_gets_an_overflow_range() -> None:
     site = fragmented()
     assert site.manager is not None
-    site.manager.sizer.contention.on_refused(THIRD, 2048, site.now)
+    site.manager.sizer.contention_in("default").on_refused(THIRD, 2048, site.now)
     overflow_vm(site, in_use=250)
     site.run()
     assert states(site) == [(1024, 1279, "active")]
@@ -65,13 +65,13 @@ def test_ports_given_back_in_a_shortage_do_not_return_to_the_vm_before_it_ends()
     assert site.manager is not None
     sizing = site.manager.sizer
     shortage(site, site.now)
-    sizing.of(VM).on_give_back(256, sizing.contention.shortage(site.now))
+    sizing.of(VM).on_give_back(256, sizing.contention_in("default").shortage(site.now))
     overflow_vm(site, in_use=150)
     site.run()
     assert (1024, 1279, "draining") in states(site)
-    sizing.contention.on_settled(VM)
+    sizing.contention_in("default").on_settled(VM)
     later = site.now + CALM_S
-    assert not sizing.contention.is_short(later)
+    assert not sizing.contention_in("default").is_short(later)
     shortage(site, later)
     site.ask(lambda manager: manager.sizer.resize(VM, Target(384, 150), later))
     site.run()
@@ -81,7 +81,7 @@ def test_ports_given_back_in_a_shortage_do_not_return_to_the_vm_before_it_ends()
 def shortage(site: Site, now: float) -> None:
     """Ports were short until now, and no other VM waits any more."""
     assert site.manager is not None
-    contention = site.manager.sizer.contention
+    contention = site.manager.sizer.contention_in("default")
     contention.on_refused(THIRD, 2048, now)
     contention.on_tick(now)
     contention.on_settled(THIRD)
@@ -99,7 +99,7 @@ def fragmented() -> Site:
     settle(site)
     assert site.manager is not None
     space = site.manager.fleet.space
-    assert (space.free_ports, space.longest_free()) == (7 * 64, 4 * 64)
+    assert (space.free_ports(), space.longest_free()) == (7 * 64, 4 * 64)
     return site
 
 

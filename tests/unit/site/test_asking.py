@@ -49,8 +49,8 @@ def decisions(ask: Ask) -> tuple[list[str], int]:
         load.seconds(1)
         manager = load.site.manager
         assert manager is not None
-        turns, short = turns + (manager.sizer.contention.is_short(load.site.now) is not short), not short
-        short = manager.sizer.contention.is_short(load.site.now)
+        turns, short = turns + (manager.sizer.contention_in("default").is_short(load.site.now) is not short), not short
+        short = manager.sizer.contention_in("default").is_short(load.site.now)
         for number in range(ASKED_EACH):
             ask(manager, load.site.now + 0.9 * number / ASKED_EACH)
         for uuid in load.wanted:

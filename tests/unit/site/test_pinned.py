@@ -115,9 +115,9 @@ class Pinned:
 def test_vms_start_with_their_floor_while_eight_others_keep_every_port_they_ever_had_alive() -> None:
     site = Pinned(addresses=4, hogs=8)
     site.seconds(40)
-    reserve = site.manager.sizer.contention.reserve
+    reserve = site.manager.sizer.contention_in("default").reserve
     assert sum(map(site.held, site.hogs)) > 200_000, "they have taken what there is"
-    assert site.manager.fleet.space.free_ports >= reserve >= 60 * 64
+    assert site.manager.fleet.space.free_ports() >= reserve >= 60 * 64
     sizes = site.start_others(60)
     assert site.refused == []
     assert min(sizes) >= 64
@@ -130,7 +130,7 @@ def test_moves_of_full_ranges_do_not_eat_the_reserve() -> None:
     site.seconds(20)
     for _ in range(12):
         site.seconds(20)
-        free, reserve = site.manager.fleet.space.free_ports, site.manager.sizer.contention.reserve
+        free, reserve = site.manager.fleet.space.free_ports(), site.manager.sizer.contention_in("default").reserve
         assert free >= reserve
 
 
@@ -150,5 +150,5 @@ def test_a_vm_at_its_own_cap_is_no_shortage_for_others() -> None:
     for hog in site.hogs:
         site.manager.set_wishes(hog, Wishes(cap=4096))
     site.seconds(60)
-    assert not site.manager.sizer.contention.is_short(site.now)
+    assert not site.manager.sizer.contention_in("default").is_short(site.now)
     assert JournalEvent.SHORT not in site.events()

@@ -141,8 +141,8 @@ def test_growth_stays_within_the_quota_and_asks_nobody_to_give_back() -> None:
         site.pass_time(1.0)
         site.run()
     assert held(site, HOST2) == 512
-    assert site.manager.sizer.contention.waiting_to_grow == 0
-    assert not site.manager.sizer.contention.is_short(site.now)
+    assert site.manager.sizer.contention_in("default").waiting_to_grow == 0
+    assert not site.manager.sizer.contention_in("default").is_short(site.now)
     assert held(site, HOST1) == 256
     assert "at its quota of" in vm_queries.detail(site.manager, site.now, uuid(1)).decided
 

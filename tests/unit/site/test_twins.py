@@ -240,5 +240,5 @@ def test_a_migration_whose_target_forgets_it_leaves_nothing() -> None:
         site.stop_vm(VM)
         wait(site, 10)
         assert is_gone(site, VM)
-        assert site.manager.fleet.space.taken_ports == 0
+        assert site.manager.fleet.space.taken_ports() == 0
         assert all(VM not in host.kernel.host for host in site.hosts)

@@ -173,7 +173,7 @@ def lack_ports(site: Site) -> None:
     if not any(TWO in machine.guests for machine in site.machines.values()):
         site.start_vm(HOST2, TWO)
         site.run()
-    site.ask(lambda manager: manager.sizer.contention.on_refused(TWO, 9999, site.now))
+    site.ask(lambda manager: manager.sizer.contention_in("default").on_refused(TWO, 9999, site.now))
     site.pass_time(1.0)
     site.run()
 

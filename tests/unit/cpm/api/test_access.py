@@ -167,7 +167,7 @@ async def test_a_change_is_recorded_with_the_one_who_made_it() -> None:
         assert [{**entry, "at": 0} for entry in await audit(site)] == [
             {
                 "seq": 1, "at": 0, "user": "nobody", "uid": NOBODY, "pid": os.getpid(), "request": "POST /v1/pool",
-                "body": '{"addresses":["203.0.113.1"],"reserved":null}',
+                "body": '{"addresses":["203.0.113.1"],"reserved":null,"pool":null}',
             }
         ]  # fmt: skip
 

@@ -97,7 +97,8 @@ EXPLAINED = ExplainView(
     domain=domain(), lines=("web1 has 256 ports.", "Pool: 9 of 64512 ports are free."), asked=512, decided=256,
     rule="mostly-unused", decided_at=NOW, refused=None, gave=None, apart=None,
     waits_for=None, waits_since=None, fair_share=None,
-    wishes=DETAIL.wishes, ignored=(), pool_total=64512, pool_free=9, pool_leaving=0, pool_longest_free=9,
+    wishes=DETAIL.wishes, ignored=(),
+    pool="default", pool_total=64512, pool_free=9, pool_leaving=0, pool_longest_free=9,
     pool_short=False, pool_waiting=0, pool_per_minute=-3.5, pool_empty_in_s=154.3,
     holders=(HolderView("db", 32768, 30000), HolderView("web1", 256, None)),
 )  # fmt: skip
@@ -424,7 +425,7 @@ def test_names_are_quoted_in_the_path(manager: CannedManager, virt_ports: Comman
 
 def whois_view(at: UtcSeconds) -> WhoisView:
     return WhoisView(EXTERNAL, 20817, at, "web1", WEB, HOST1, IPv4Address("100.64.0.7"), 20736, 20863,
-                     AllocationState.ACTIVE, HOUR_AGO)  # fmt: skip
+                     AllocationState.ACTIVE, HOUR_AGO, pool="mail")  # fmt: skip
 
 
 def test_whois(manager: CannedManager, virt_ports: Command) -> None:
@@ -434,6 +435,7 @@ def test_whois(manager: CannedManager, virt_ports: Command) -> None:
         "UUID:             6695eb01-f6a4-8304-79aa-97f2502e193f\n"
         "Node:             host1\n"
         "External address: 203.0.113.1\n"
+        "Pool:             mail\n"
         "Port:             20817\n"
         "At:               2025-11-23T07:38:00+01:00\n"
         "Range:            20736-20863\n"
@@ -581,17 +583,23 @@ def test_forward_refuses_what_is_no_port_or_address_without_a_request(
 def test_pool_list(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/pool", [ADDRESS])
     assert virt_ports("pool", "list").out == (
-        " Address       Ports   Allocated   Leaving   Longest free   VMs   Own   Reserved\n"
-        "----------------------------------------------------------------------------------------\n"
-        " 203.0.113.1   64511   320         64        60000          2     0     5060,8000-8100\n"
+        " Address       Pool      Ports   Allocated   Leaving   Longest free   VMs   Own   Reserved\n"
+        "--------------------------------------------------------------------------------------------------\n"
+        " 203.0.113.1   default   64511   320         64        60000          2     0     5060,8000-8100\n"
         "\n"
     )
+
+
+def test_the_addresses_of_one_pool(manager: CannedManager, virt_ports: Command) -> None:
+    manager.on("GET /v1/pool?pool=mail", [msgspec.structs.replace(ADDRESS, pool="mail")])
+    assert virt_ports("pool", "list", "--pool", "mail", "-o", "json").json[0]["pool"] == "mail"
 
 
 def test_pool_show(manager: CannedManager, virt_ports: Command) -> None:
     manager.on("GET /v1/pool/203.0.113.1", ADDRESS_DETAIL)
     assert virt_ports("pool", "show", "203.0.113.1").out == (
         "Address:        203.0.113.1\n"
+        "Pool:           default\n"
         "Ports:          64511\n"
         "Allocated:      320\n"
         "Leaving:        64\n"

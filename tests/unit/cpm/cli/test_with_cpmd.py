@@ -208,6 +208,8 @@ async def _says_what_it_shall_have(cpmd: Manager, node: Node) -> None:
         "connection-rate": (1000, "pool"),
         "filtering": ("address-and-port-dependent", "pool"),
         "pcp": (0, "pool"),
+        "pool": ("default", "pool"),
+        "address": (None, "pool"),
     }
     assert "Ignored:" in (await virt_ports(cpmd, "show", "web1")).out
     unset = (await virt_ports(cpmd, "set", "web1", "--unset", "floor", "-o", "json")).json

@@ -45,7 +45,7 @@ def test_a_map_has_each_range_its_pattern_and_what_no_vm_gets() -> None:
     )
     address = AddressDetail(
         IPv4Address("203.0.113.1"), 64_512, 200, 200, 60_000, 1, (PortRange(1000, 1030), PortRange(5060, 5060)), 10,
-        ranges, (OwnPortsView(32768, 32777, OwnUse.EPHEMERAL, NodeName("edge1"), None),),
+        ranges=ranges, own=(OwnPortsView(32768, 32777, OwnUse.EPHEMERAL, NodeName("edge1"), None),),
     )  # fmt: skip
     found = port_map(address)
     drawn = Counter(port for area in found.areas for port in ports_in(area.path))

@@ -161,7 +161,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'"version":"0.1.0","epoch":3,"domains":[{"domain":"u-web","name":"web1","wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
-            b'"pcp":32,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"pcp":32,"pool":null,"address":null,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
             b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}],"own":[{"address":"203.0.113.1","ranges":[{'
             b'"ports":{"first":1024,"last":1087},"use":"listener"},{"ports":{"first":20480,"last":20735},'
@@ -194,7 +194,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":true,"wishes":{"floor":256,'
             b'"cap":4096,"weight":200,"policy":"spec","drain_limit_s":600.0,'
             b'"connections":131072,"connection_rate":5000,"filtering":"endpoint-independent",'
-            b'"pcp":32,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
+            b'"pcp":32,"pool":null,"address":null,"forwards":[{"ports":{"first":443,"last":443},"to":{"first":8443,"last":8443},"protocol":"udp",'
             b'"address":"203.0.113.1","guest":"192.168.122.5","is_kept":false}],'
             b'"nonsense":["weight \'x\': no number"]}}'
         ),
@@ -205,7 +205,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"pool":null,"address":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (
@@ -213,7 +213,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
         (
             b'{"type":"attach","domain":"u-web","name":"web1","incoming":false,"wishes":{"floor":null,'
             b'"cap":null,"weight":null,"policy":null,"drain_limit_s":0.0,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"pool":null,"address":null,"forwards":[],"nonsense":[]}}'
         ),
     ),
     (Detach(WEB, "shutdown"), b'{"type":"detach","domain":"u-web","reason":"shutdown"}'),
@@ -223,7 +223,7 @@ FROM_NODES: list[tuple[NodeMessage, bytes]] = [
             b'{"type":"present","domains":[{"domain":"u-web","name":"web1","wishes":null},{"domain":"u-db",'
             b'"name":"d\\"b\\n\xc3\xbc","wishes":{"floor":64,"cap":null,"weight":null,"policy":null,'
             b'"drain_limit_s":null,'
-            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"forwards":[],"nonsense":[]}}],"unmanaged":[],'
+            b'"connections":null,"connection_rate":null,"filtering":null,"pcp":null,"pool":null,"address":null,"forwards":[],"nonsense":[]}}],"unmanaged":[],'
             b'"is_partial":false}'
         ),
     ),

@@ -21,10 +21,10 @@ VM = Facts(
     name="web1", runs=True, external=IPv4Address("203.0.113.1"), ports=PortRange(1024, 1279), leaving=128, in_use=250,
     score=3503.4, decision=Decision(256, 512, "exhausted", 384), decided_s_ago=1.2, refusal="",
     give_back="", overflow="", want=None, waits_to_start=False, new_range=None, awaited=(), fair_share=None,
-    wishes=WISHES, now=1000.0,
+    wishes=WISHES, not_moved="", now=1000.0,
 )  # fmt: skip
 POOL = PoolFacts(
-    total=64512, free=640, leaving=128, longest_free=320, addresses=1, short=False, waiting=0,
+    name="default", total=64512, free=640, leaving=128, longest_free=320, addresses=1, short=False, waiting=0,
     holders=(Holder("db", 32768, 30000), Holder("web1", 256, None)), per_minute=-64.0, empty_in_s=600.0,
 )  # fmt: skip
 
@@ -39,10 +39,14 @@ def test_an_explanation_has_ports_decision_bounds_pool_holders_and_trend() -> No
         (
             "Bounds: floor 256 (metadata), cap 32768 (pool), weight 200 (set), policy specification (pool), "
             "drain-limit never (pool), connections 65536 (pool), connection-rate 1000 (pool), "
-            "filtering address-and-port-dependent (pool), pcp off (pool)."
+            "filtering address-and-port-dependent (pool), pcp off (pool), pool default (pool), "
+            "address any (pool)."
         ),
         "Ignored: set: cap 9: it is below floor 256 (metadata).",
-        "Pool: 640 of 64512 ports are free (external addresses: 1, longest free run: 320), 128 are draining or held.",
+        (
+            "Pool default: 640 of 64512 ports are free (external addresses: 1, longest free run: 320), 128 are "
+            "draining or held."
+        ),
         "Largest holders: db 32768 (30000 in use), web1 256.",
         "At the present trend (-64 free ports a minute) the pool is empty in 10 minutes.",
     )
@@ -95,7 +99,7 @@ def test_the_last_line_is_the_trend_of_the_pool(rate: float | None, empty: float
 
 
 def test_an_explanation_of_an_empty_pool_ends_in_the_remedy() -> None:
-    assert lines(VM, dataclasses.replace(POOL, addresses=0))[-1].endswith("add one with `virt-ports pool add`.")
+    assert lines(VM, dataclasses.replace(POOL, addresses=0))[-1].endswith("add one with `virt-ports pool add ADDRESS`.")
 
 
 def test_a_decision_of_the_policy_is_explained_without_a_guard() -> None:

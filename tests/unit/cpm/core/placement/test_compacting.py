@@ -100,11 +100,11 @@ def test_a_range_that_is_not_movable_stays() -> None:
 @given(st.lists(st.integers(-4, 4).filter(bool), max_size=10).filter(lambda runs: sum(map(abs, runs)) <= BLOCKS))
 def test_every_move_is_possible_and_lengthens_the_longest_run(layout: list[int]) -> None:
     space = filled(layout)
-    before = space.longest_free(ADDRESS)
+    before = space.longest_free([ADDRESS])
     found = compaction(space, ADDRESS, lambda allocation: True)
     if found is None:
         return
     old = space.release(found.allocation.id)
     space.take(Allocation(old.id, old.domain, old.node, ADDRESS, found.ports, AllocationState.ACTIVE, 0.0))
     assert found.ports.size == old.ports.size
-    assert space.longest_free(ADDRESS) >= found.joined_size > before
+    assert space.longest_free([ADDRESS]) >= found.joined_size > before

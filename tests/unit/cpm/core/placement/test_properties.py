@@ -176,8 +176,8 @@ class Space(RuleBasedStateMachine):
     @invariant()
     def totals_are_the_sums_over_addresses(self) -> None:
         usages = [self.space.usage(address.address) for address in POOL]
-        assert self.space.free_ports == sum(usage.free for usage in usages)
-        assert self.space.taken_ports == sum(usage.taken for usage in usages)
+        assert self.space.free_ports() == sum(usage.free for usage in usages)
+        assert self.space.taken_ports() == sum(usage.taken for usage in usages)
 
     @invariant()
     def neighbours_are_found(self) -> None:
