@@ -250,7 +250,9 @@ class Responder:
         lifetime_s = _granted_s(request.lifetime_s)
         if mapping.expires_at == math.inf or now + lifetime_s > mapping.recorded_until:
             self._record(mapping, lifetime_s, now)
-        mapping.expires_at = now + lifetime_s
+        is_own = mapping.nonce == nonce_of(request)
+        # A client without a nonce does not shorten what another one was promised.
+        mapping.expires_at = now + lifetime_s if is_own else max(now + lifetime_s, mapping.expires_at)
         self._reply_mapped(guest, mapping, Pending(request, asked, made.size, lifetime_s, now), now)
 
     def _record(self, mapping: Mapping, lifetime_s: int, now: float) -> None:

@@ -505,6 +505,16 @@ class TestNatPmp:
         assert result(site.ask(mapping(8080))) == Result.SUCCESS
         assert result(site.ask(mapping(8080, nonce=OTHER_NONCE))) == Result.NOT_AUTHORIZED
 
+    def test_does_not_shorten_what_a_pcp_client_was_promised(self, site: Site) -> None:
+        site.map(mapping(8080, lifetime_s=7200))
+        assert site.ask(nat_pmp(8080, 0, 120))[0][3] == 0
+        site.tick(7199.0)
+        site.take()
+        assert site.unmapped == []
+        site.tick(1.0)
+        site.take()
+        assert len(site.unmapped) == 1
+
     def test_errors(self, site: Site) -> None:
         assert site.ask(b"\0\7") == [bytes((0, 135, 0, 5, 0, 0, 0, 0))]
         site.responder.on_disconnected(site.now)
