@@ -327,5 +327,22 @@ def test_no_address_can_be_taken_away_from_a_pool_while_vms_have_ports_on_it() -
         manager_of(site).pool.remove_addresses([MAIL])
 
 
+def test_the_journal_tells_each_entry_with_the_pool_that_its_address_belonged_to_then() -> None:
+    site = Site()
+    add(site, MAIL)
+    site.start_vm(HOST1, VM, Wishes(pool="mail"))
+    site.run()
+    add(site, MAIL, "web")
+    resize(site, 512)
+    settle(site)
+    with site.ledger.reader() as reader:
+        told = [(each.event, each.pool) for each in reader.history(VM)]
+        owner = reader.whois(MAIL, 1024)
+    assert told[:2] == [(JournalEvent.RESERVED, "mail"), (JournalEvent.ACTIVE, "mail")]
+    assert (JournalEvent.RESERVED, "web") in told
+    assert owner is not None
+    assert owner.pool == "web"
+
+
 def void(_: object) -> None:
     """Forget a result."""
