@@ -202,7 +202,7 @@ def test_resizes_under_traffic_lose_no_packet(scene: Scene) -> None:
 
 
 @pytest.mark.per_kernel
-@pytest.mark.timeout(120 * SLOWNESS)
+@pytest.mark.timeout(240 * SLOWNESS)
 def test_100_000_changes_lose_no_question() -> None:
     """The benchmark's `resize_lost_packets`: who asks, the edge and who answers are processes of their own."""
     asked, lost = forwarding.asked_during_changes(f"vpt{os.getpid()}", PATIENCE)
