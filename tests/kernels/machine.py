@@ -38,7 +38,7 @@ def run(image: Image, arguments: Sequence[str]) -> int:
         _start(image, arguments, scratch)
         status = (scratch / "status").read_text().strip() if (scratch / "status").exists() else ""
         if not status:
-            said = (scratch / "console").read_text(errors="replace").splitlines()[-30:]
+            said = (scratch / "console").read_text(errors="replace").splitlines()[-120:]
             raise Ended(f"the machine of {image.release} ended without a result:\n" + "\n".join(said))
         return int(status)
 
