@@ -80,13 +80,20 @@ class GuestAgent:
         deadline = time.monotonic() + timeout_s
         pid = self._call("guest-exec", arguments, timeout_s)["pid"]
         pause, longest = _POLL_S
-        while not (status := self._call("guest-exec-status", {"pid": pid}, timeout_s))["exited"]:
+        while not (status := self._status(command, pid, timeout_s))["exited"]:
             if time.monotonic() > deadline:
                 raise NoAnswer(f"`{command}` did not end within {timeout_s:g} s")
             time.sleep(pause)
             pause = min(1.5 * pause, longest)
         output = base64.b64decode(status.get("out-data", "")).decode(errors="replace")
         return Done(command, status.get("exitcode", -status.get("signal", 1)), output)
+
+    def _status(self, command: str, pid: int, timeout_s: float) -> Any:
+        try:
+            return self._call("guest-exec-status", {"pid": pid}, timeout_s)
+        except Refused as refusal:
+            # Another agent, since the machine has booted, knows nothing of what the former one began.
+            raise NoAnswer(f"the agent that began `{command}` has gone: {refusal}") from refusal
 
     def _call(self, name: str, arguments: dict[str, object] | None, timeout_s: float) -> Any:
         with socket.socket(socket.AF_UNIX) as connection:
