@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def _guests_go(lab: Lab) -> Iterator[None]:
     remove_guests(lab)
 
 
-def moved(lab: Lab, name: str, words: tuple[str, ...], addresses: frozenset[IPv4Address] | set[IPv4Address]) -> None:
+def moved(lab: Lab, name: str, words: tuple[str, ...], addresses: Set[IPv4Address]) -> None:
     """Say what is wished, and wait until new connections get it."""
     lab.operate("set", name, *words)
 

@@ -82,7 +82,7 @@ def test_start_traffic_whois_shutdown_reclaim(lab: Lab) -> None:
         vm.shut_down()
         assert eventually(lambda: is_reclaimed(lab))
         assert holders(lab, "v") == []
-        with pytest.raises(CommandFailed, match="no VM held"):
+        with pytest.raises(CommandFailed, match="no VM that held"):
             lab.operate("whois", str(address), str(port))
         events = [event["event"] for event in facts(lab, "history", vm.uuid)]
         assert events[0] == "reserved"

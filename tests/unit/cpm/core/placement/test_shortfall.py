@@ -12,6 +12,7 @@ A = IPv4Address("203.0.113.1")
 SENTENCES = {
     NoRoom(64, 0, Obstacle.NO_ADDRESS): "no external address in the pool",
     NoRoom(64, 0, Obstacle.ADDRESS_GONE): "its address is gone",
+    NoRoom(64, 0, Obstacle.NO_SUCH_POOL, wish="pool mail has no address"): "pool mail has no address",
     NoRoom(64, 8, Obstacle.NO_FREE_RUN, 1, A): "203.0.113.1 has no free run that long",
     NoRoom(64, 8, Obstacle.NO_FREE_RUN, 3, A): "the 3 addresses have no free run that long",
     NoRoom(64, 8, Obstacle.OWN_NUMBERS, 2, A): "the VM's own draining ports have these numbers on another address",
