@@ -105,6 +105,15 @@ class Parser(argparse.ArgumentParser):
         """
         raise parsing.UsageError(f"{message}; see `{self.prog} --help`")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Name the nearest choice in the place of all, as Python 3.14 does if asked (``suggest_on_error``)."""
+        if action.choices is not None and value not in action.choices:
+            from difflib import get_close_matches
+
+            if near := get_close_matches(str(value), map(str, action.choices), 1):
+                raise argparse.ArgumentError(action, f"invalid choice: {value!r} (perhaps {near[0]!r})")
+        super()._check_value(action, value)
+
 
 def build(names: Sequence[str] | None = None) -> Parser:
     """

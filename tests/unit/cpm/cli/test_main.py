@@ -113,7 +113,9 @@ def test_an_answer_that_cannot_be_decoded_is_an_internal_error(
     ("words", "message"),
     [
         ([], "the following arguments are required: VERB; see `virt-ports --help`"),
-        (["lst"], "invalid choice: 'lst'"),
+        (["lst"], "invalid choice: 'lst' (perhaps 'list'); see `virt-ports --help`"),
+        (["node", "aprove"], "invalid choice: 'aprove' (perhaps 'approve'); see `virt-ports node --help`"),
+        (["xyzzy"], "invalid choice: 'xyzzy' (choose from '"),
         (["list", "--al"], "unrecognized arguments: --al"),
         (["show"], "the following arguments are required: VM; see `virt-ports show --help`"),
         (["pool"], "the following arguments are required: ACTION; see `virt-ports pool --help`"),
