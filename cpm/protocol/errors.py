@@ -182,8 +182,9 @@ class AddressInUse(Conflict):
     def __str__(self) -> str:
         ranges = "1 range" if self.allocations == 1 else f"{self.allocations} ranges"
         return (
-            f"cannot remove {self.address}: VMs hold {ranges} on it; stop these VMs and wait until their ports are "
-            f"free, see `virt-ports pool show {self.address}`"
+            f"cannot remove {self.address}: VMs hold {ranges} on it; have new connections leave it with "
+            f"`virt-ports pool add {self.address} --pool leaving`, and wait until its ports are free, see "
+            f"`virt-ports pool show {self.address}`"
         )
 
 

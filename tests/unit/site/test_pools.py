@@ -240,6 +240,19 @@ def test_an_address_that_goes_to_another_pool_is_left_by_vms_that_do_not_wish_it
     site.check()
 
 
+def test_an_address_is_emptied_by_putting_it_into_a_pool_that_nobody_wishes() -> None:
+    site = Site()
+    add(site, MAIL, "default")
+    started(site)
+    add(site, EXTERNAL, "leaving")
+    turn(site)
+    turn(site, site.settings.pool.hold_down_s)
+    assert held(site) == [(MAIL, "active")]
+    site.ask(lambda manager: manager.pool.remove_addresses([EXTERNAL]))
+    assert not manager_of(site).fleet.space.has_address(EXTERNAL)
+    site.check()
+
+
 def test_a_shortage_of_one_pool_limits_nobody_in_another() -> None:
     site = Site()
     add(site, MAIL, usable=FEW)

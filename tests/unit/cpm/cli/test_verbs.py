@@ -680,7 +680,7 @@ def test_pool_remove(manager: CannedManager, virt_ports: Command) -> None:
 
 
 def test_pool_remove_of_an_address_in_use(manager: CannedManager, virt_ports: Command) -> None:
-    sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; stop these VMs and wait until their ports are free"
+    sentence = "cannot remove 203.0.113.1: VMs hold 2 ranges on it; have new connections leave it"
     manager.on("POST /v1/pool/remove", refusal(409, "address-in-use", sentence))
     assert virt_ports("pool", "remove", "203.0.113.1") == (1, "", f"error: {sentence}\n")
 

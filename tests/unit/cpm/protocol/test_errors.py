@@ -34,9 +34,11 @@ SENTENCES: dict[VirtPortsError, str] = {
     ): "edge1 is refused: it has seen more; stop cpmd",
     ledger_errors.LedgerDoubted("an edge has seen more; restore it"): "an edge has seen more; restore it",
     errors.AddressInUse(IPv4Address("203.0.113.1"), 2): "cannot remove 203.0.113.1: VMs hold 2 ranges on it; "
-    "stop these VMs and wait until their ports are free, see `virt-ports pool show 203.0.113.1`",
+    "have new connections leave it with `virt-ports pool add 203.0.113.1 --pool leaving`, and wait until its ports are "
+    "free, see `virt-ports pool show 203.0.113.1`",
     errors.AddressInUse(IPv4Address("203.0.113.2"), 1): "cannot remove 203.0.113.2: VMs hold 1 range on it; "
-    "stop these VMs and wait until their ports are free, see `virt-ports pool show 203.0.113.2`",
+    "have new connections leave it with `virt-ports pool add 203.0.113.2 --pool leaving`, and wait until its ports are "
+    "free, see `virt-ports pool show 203.0.113.2`",
     errors.AddressOverlaps(
         IPv4Address("100.64.0.1"), "it is in the internal pool", "use another address"
     ): "cannot use 100.64.0.1 as an external address: it is in the internal pool; use another address",
