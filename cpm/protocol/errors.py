@@ -368,7 +368,7 @@ class PortsExhausted(VirtPortsError):
     def __str__(self) -> str:
         return (
             f"cannot allocate {self.wanted} ports: {self.reason} (longest free run: {self.longest_free}); "
-            "add an address with `virt-ports pool add`"
+            "add an address to its pool with `virt-ports pool add`"
         )
 
 

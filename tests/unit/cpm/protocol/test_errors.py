@@ -60,7 +60,7 @@ SENTENCES: dict[VirtPortsError, str] = {
     errors.Overloading("no_overloading"): "refused, one external port would have two owners (no_overloading); "
     "please report this as a bug",
     errors.PortsExhausted(64, 8, "no run"): "cannot allocate 64 ports: no run (longest free run: 8); "
-    "add an address with `virt-ports pool add`",
+    "add an address to its pool with `virt-ports pool add`",
     errors.InternalPoolExhausted("10.0.0.0/30"): "no internal address is left in 10.0.0.0/30; "
     "set a larger pool.internal in cpmd.toml",
     ledger_errors.SchemaTooNew(9, 7): "the ledger has schema 9, this version knows 7; "

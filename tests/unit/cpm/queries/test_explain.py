@@ -113,7 +113,7 @@ def test_a_decision_of_the_policy_is_explained_without_a_guard() -> None:
 NO_RUN = NoRoom(320, 256, Obstacle.NO_FREE_RUN, 2, IPv4Address("203.0.113.1"))
 RUN_TOO_SHORT = (
     "cannot allocate 320 ports: the 2 addresses have no free run that long (longest free run: 256); "
-    "add an address with `virt-ports pool add`"
+    "add an address to its pool with `virt-ports pool add`"
 )
 
 
