@@ -282,11 +282,15 @@ class Manager:
         :param detached: How many VMs it has said to be gone in this session.
         :param incoming: What it has said of VMs that migrate to it. One that its former host let go of is there by now.
         :raise KeyError: When the ledger does not know the node.
-        :raise NotApproved: When the operator has revoked it meanwhile.
+        :raise NotApproved: When the operator has revoked it meanwhile, or it says to be more than is approved.
         """
-        node = self.fleet.nodes[hello.node]
-        if node.approval is None:
+        known = self.fleet.nodes[hello.node]
+        if known.approval is None:
             raise NotApproved(hello.node, "was revoked")
+        # The ledger may not know what its Hello said: it could not be written then.
+        node = dataclasses.replace(self.membership.admit(hello, now), fenced=known.fenced)
+        if node != known:
+            self.fleet.record(PutNode(node))
         listed = {each.domain for each in hello.domains}
         arrived = tuple(
             Presence(each.domain, each.name, each.wishes)

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from cpm.api.views import NodeView
+from cpm.core.changes import PutNode
 from cpm.core.membership import ASKING_S, MOST_ASKING, ApprovalRequest
 from cpm.protocol.errors import Conflict, InvalidRequest, NotApproved, NotFound
 from cpm.protocol.messages import PROTOCOL, Attach, Hello, Presence, Snapshot
@@ -375,6 +376,22 @@ def test_a_revoked_node_is_not_served_by_the_next_manager_of_the_process() -> No
     assert site.manager is not None
     with pytest.raises(NotApproved):
         site.manager.resume(said, 1, site.now)
+
+
+def test_an_edge_whose_hello_could_not_be_committed_is_one_for_the_next_manager_of_the_process() -> None:
+    # The disk was full when it connected for the first time (make prove SEED=5017513): it got no ports of VMs for ever.
+    site = running()
+    said = hello(EDGE3, EDGE_ROLE, STRANGE)
+    site.ask(
+        lambda manager: manager.membership.approve(EDGE3, ApprovalRequest(roles=EDGE_ROLE, underlay=STRANGE), site.now)
+    )
+    site.start_manager()
+    assert site.manager is not None
+    site.manager.resume(said, 1, site.now)
+    assert EDGE3 in site.manager.fleet.edges
+    assert any(
+        change.node.name == EDGE3 for change in site.manager.take(site.now).changes if isinstance(change, PutNode)
+    )
 
 
 def test_the_only_edge_in_service_is_not_revoked() -> None:
