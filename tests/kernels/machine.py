@@ -50,7 +50,7 @@ def _start(image: Image, arguments: Sequence[str], scratch: Path) -> None:
     pack(_source(arguments, scratch / "source"), initrd)
     serial = (f"file:{scratch}/console", "stdio", f"file:{scratch}/status")
     command = (
-        *("qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", _PROCESSOR, "-smp", "2", "-m", "2G"),
+        *("qemu-system-x86_64", "-accel", "tcg,thread=single,tb-size=512", "-cpu", _PROCESSOR, "-smp", "2", "-m", "2G"),
         *("-nodefaults", "-display", "none", "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(initrd)),
         *("-append", f"console=ttyS0 quiet panic=-1 {_FAST}"),
         *(part for each in serial for part in ("-serial", each)),
