@@ -470,6 +470,9 @@ async def test_cpmd_delivers_to_all_places_that_are_set(tmp_path: Path) -> None:
         await until(lambda: len([*(tmp_path / "state").glob("*.position")]) == 6)
         await node.say(Attach(WEB, "web"))
         await until(lambda: hooked.taken == [1, 2] and file.exists() and file.read_text().count('"uuid"') == 2)
+        # A position is written after its delivery, beside its former file.
+        written = [tmp_path / "state" / f"{place}.position" for place in ("file", "webhook")]
+        await until(lambda: [path.read_text() for path in written] == ["2\n", "2\n"])
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
         "file-clock.position", "file-nodes.position", "file.position",
         "webhook-clock.position", "webhook-nodes.position", "webhook.position",
